@@ -1,0 +1,81 @@
+"""The MoE layer of the paper's figure: a gate and experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pcmoe_det.models.balance import importance_and_load_loss
+from pcmoe_det.models.experts import ExpertFFN
+from pcmoe_det.models.gates import Gate, Routing
+
+__all__ = ["MoELayer", "within_capacity"]
+
+
+def within_capacity(routing: Routing, *, capacity_factor: float) -> Tensor:
+    """Which choices fit, when each expert takes a limited number of tokens.
+
+    Batch-prioritised routing (V-MoE, arXiv 2106.05974, section 4.1) as the official code does it:
+    tokens with the larger best score are served first; second choices queue behind all first ones.
+
+    Returns:
+        ``[tokens, top_k]`` bool.
+    """
+    tokens, num_experts = routing.scores.shape
+    top_k = routing.experts.shape[1]
+    capacity = top_k * int(capacity_factor * -(-tokens // num_experts))
+    order = torch.argsort(-routing.scores.max(dim=1).values)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(tokens, device=order.device)
+    kept = torch.empty_like(routing.experts, dtype=torch.bool)
+    already = torch.zeros(num_experts, dtype=torch.int64, device=order.device)
+    for choice in range(top_k):
+        one_hot = nn.functional.one_hot(routing.experts[:, choice], num_experts)
+        place = (one_hot[order].cumsum(0)[rank] - 1 + already).gather(
+            1, routing.experts[:, choice : choice + 1]
+        )
+        kept[:, choice] = place[:, 0] < capacity
+        already = already + one_hot.sum(0)
+    return kept
+
+
+class MoELayer(nn.Module):
+    """Replaces the FFN of a transformer block.
+
+    A committee patches it by replacing ``gate`` and ``experts``; nothing else of a model changes.
+
+    Args:
+        gate: Chooses experts for each token.
+        experts: The expert FFNs.
+        capacity_factor: Limit tokens per expert to this multiple of an even share, with
+            batch-prioritised routing; None is dropless (the rule at inference).
+    """
+
+    def __init__(self, gate: Gate, experts: ExpertFFN, *, capacity_factor: float | None = None) -> None:
+        super().__init__()
+        self.gate = gate
+        self.experts = experts
+        self.capacity_factor = capacity_factor
+        self.balance_loss: Tensor | None = None
+        self.tokens_per_expert: Tensor | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[batch, length, channels]`` -> the same shape.
+
+        In training ``balance_loss`` (scalar) and ``tokens_per_expert`` (``[num_experts]`` int64) of
+        this call are left on the layer for whoever collects them.
+        """
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        routing: Routing = self.gate(flat)
+        if self.training:
+            self.balance_loss = importance_and_load_loss(routing, noise=self.gate.noise)
+            with torch.no_grad():
+                self.tokens_per_expert = torch.bincount(
+                    routing.experts.reshape(-1), minlength=self.gate.num_experts
+                )
+        if self.capacity_factor is not None:
+            kept = within_capacity(routing, capacity_factor=self.capacity_factor)
+            routing = replace(routing, kept=kept)
+        return self.experts(flat, routing).view_as(tokens)

@@ -1,0 +1,95 @@
+"""Frozen records that cross threads or modules, and the protocol that joins stream and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SHIFT_CLASSES", "Detections", "Frame", "FrameDetector", "FrameResult"]
+
+SHIFT_CLASSES: tuple[str, ...] = ("pedestrian", "car", "truck", "bus", "motorcycle", "bicycle")
+"""SHIFT's six classes in SHIFT's order; a class id is an index into this tuple."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture of one source.
+
+    Attributes:
+        image: ``[height, width, 3]`` uint8, BGR. Not to be written to.
+        source_id: Which source it came from; printable, without credentials.
+        frame_index: 0-based position in the source, counting dropped frames too.
+        pts_seconds: Presentation time in the source, or None where the source has none.
+        captured_at_seconds: When the reader got it, on the clock of ``time.monotonic``.
+    """
+
+    image: NDArray[np.uint8]
+    source_id: str
+    frame_index: int
+    pts_seconds: float | None
+    captured_at_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(
+                f"a frame is a [height, width, 3] uint8 array, not {self.image.shape} {self.image.dtype}"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """What was found in one image, best score first.
+
+    Attributes:
+        boxes_xyxy: ``[n, 4]`` float32 in pixels of the image, clipped to it.
+        scores: ``[n]`` float32 in [0, 1].
+        class_ids: ``[n]`` int64, indices into the detector's ``class_names``.
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        if self.boxes_xyxy.shape != (count, 4) or self.class_ids.shape != (count,):
+            raise ValueError(
+                "detections need as many boxes and classes as scores: "
+                f"boxes {self.boxes_xyxy.shape}, scores {self.scores.shape}, classes {self.class_ids.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameResult:
+    """A frame and what was found in it.
+
+    Attributes:
+        frame: The frame; its image is what the detector saw.
+        detections: In pixels of ``frame.image``.
+        latency_ms: Milliseconds by stage: ``read``, ``wait`` (queued before the detector), ``detect``.
+    """
+
+    frame: Frame
+    detections: Detections
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class FrameDetector(Protocol):
+    """What the stream needs of a model. Called from one thread at a time."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class id."""
+        ...
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Find objects in ``[height, width, 3]`` uint8 BGR images of any, also different, sizes."""
+        ...
