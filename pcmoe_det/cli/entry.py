@@ -1,0 +1,65 @@
+"""What every command does around its own work: thread settings, error lines, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from pcmoe_det import __version__
+from pcmoe_det.errors import PcmoeError
+
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_USAGE", "make_parser", "run"]
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all commands share (``--help``, ``--version``, ``--verbose``)."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log details, and tracebacks of errors")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int]) -> int:
+    """Parse the command line, do ``work`` and return the exit code.
+
+    Torch must not have been imported yet: OpenMP reads its settings when it is loaded. Spinning
+    OpenMP workers starve the reader and the renderer on small machines (2-4 times slower blocks
+    with one other busy process on two cores), so they are told to sleep.
+    """
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    if not arguments.verbose:
+        warnings.simplefilter("ignore")  # of libraries, about their own future; nothing a user can act on
+    try:
+        return work(arguments)
+    except PcmoeError as error:
+        if arguments.verbose:
+            logging.getLogger(__name__).exception("the command failed")
+        print(f"{parser.prog}: error: {_sentence(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _sentence(error: PcmoeError) -> str:
+    """The error's own message on one line: torch wraps one from a data-loading process in a traceback."""
+    message = str(error)
+    if "\nOriginal Traceback" in message:
+        message = message.rpartition(f"{type(error).__name__}: ")[2]
+    return " ".join(message.split())
