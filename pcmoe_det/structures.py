@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SHIFT_CLASSES", "Detections", "Frame", "FrameDetector", "FrameResult"]
+__all__ = ["SHIFT_CLASSES", "AccountingDetector", "Detections", "Frame", "FrameDetector", "FrameResult"]
 
 SHIFT_CLASSES: tuple[str, ...] = ("pedestrian", "car", "truck", "bus", "motorcycle", "bicycle")
 """SHIFT's six classes in SHIFT's order; a class id is an index into this tuple."""
@@ -48,11 +48,13 @@ class Detections:
         boxes_xyxy: ``[n, 4]`` float32 in pixels of the image, clipped to it.
         scores: ``[n]`` float32 in [0, 1].
         class_ids: ``[n]`` int64, indices into the detector's ``class_names``.
+        accounting: What the detector counted for this image (hits, misses, swaps, bytes), if it counts.
     """
 
     boxes_xyxy: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    accounting: Mapping[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -92,4 +94,13 @@ class FrameDetector(Protocol):
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Find objects in ``[height, width, 3]`` uint8 BGR images of any, also different, sizes."""
+        ...
+
+
+@runtime_checkable
+class AccountingDetector(FrameDetector, Protocol):
+    """A detector that counts what it does over the whole run."""
+
+    def accounting(self) -> dict[str, Any]:
+        """Totals since the start, as plain data."""
         ...

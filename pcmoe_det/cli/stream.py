@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.cli.entry import EXIT_INTERRUPTED, EXIT_OK, make_parser, run
 from pcmoe_det.errors import OutputError, UsageError
 
@@ -30,13 +31,14 @@ _WINDOW_POLL_SECONDS = 0.02
 
 def entry() -> int:
     """The command ``pcmoe-stream``."""
-    exit_code = run(_parser(), lambda arguments: stream(arguments, load=_load_detector))
-    if any(thread.name.startswith("pcmoe-") for thread in threading.enumerate()):
-        # A detector or a source that was left behind: Python does not wait for it, but native code still
-        # running can crash the interpreter's clean-up.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
+    with ExitStack() as opened:  # the store and the committee outlive the pipeline's threads
+        exit_code = run(_parser(), lambda arguments: stream(arguments, load=_loader(opened)))
+        if any(thread.name.startswith("pcmoe-") for thread in threading.enumerate()):
+            # A detector or a source that was left behind: Python does not wait for it, but native code
+            # still running can crash the interpreter's clean-up.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(exit_code)
     return exit_code
 
 
@@ -109,7 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--show", action="store_true", help="open a window; q closes it and ends")
     output.add_argument("--overwrite", action="store_true", help="replace existing output files")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="PATH", help="weights; without it the shipped ones")
+    model.add_argument(
+        "--model",
+        metavar="PATH",
+        help="weights, or a folder of tools/pack.py; without it the shipped weights",
+    )
     model.add_argument(
         "--config", metavar="PATH", help="the model's configuration, where the weights do not name it"
     )
@@ -118,20 +124,30 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--score-threshold", type=_score, default=0.3, metavar="S", help="leave out detections scored below"
     )
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="arithmetic")
     parser.add_argument("--max-frames", type=_whole_number(1), metavar="N", help="stop after so many frames")
+    add_committee_options(parser, loading="background")
     return parser
 
 
-def _load_detector(arguments: argparse.Namespace) -> FrameDetector:
-    from pcmoe_det.models.inference import load_detector
+def _loader(opened: ExitStack) -> Callable[[argparse.Namespace], FrameDetector]:
+    """What opens the detector that the options describe; ``opened`` closes it."""
 
-    return load_detector(
-        arguments.model,
-        config=arguments.config,
-        device=arguments.device,
-        threads=arguments.threads,
-        score_threshold=arguments.score_threshold,
-    )
+    def load(arguments: argparse.Namespace) -> FrameDetector:
+        from pcmoe_det.committee.detector import CommitteeDetector
+
+        result = opened.enter_context(
+            open_detector(
+                arguments.model,
+                arguments,
+                score_threshold=arguments.score_threshold,
+            )
+        )
+        if result.committee is None:
+            return result.detector
+        return CommitteeDetector(result.detector, result.committee)
+
+    return load
 
 
 def _check_outputs(arguments: argparse.Namespace) -> dict[str, OutputFile]:

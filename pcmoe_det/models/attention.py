@@ -92,7 +92,7 @@ class WindowAttention(nn.Module):
         self.position_bias = (
             TablePositionBias(window, num_heads) if bias == "table" else ContinuousPositionBias(num_heads)
         )
-        self._score_bias: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._score_bias: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
 
     def train(self, mode: bool = True) -> WindowAttention:
         self._score_bias.clear()
@@ -113,21 +113,24 @@ class WindowAttention(nn.Module):
             window, shift = min(height, width), 0
         return window_layout(height, width, window, shift, device)
 
-    def _bias_and_mask(self, layout: WindowLayout, batch: int, dtype: torch.dtype) -> Tensor:
-        """``[n, num_heads, area, area]``, kept between frames at inference.
+    def _bias_and_mask(
+        self, layout: WindowLayout, size: tuple[int, int], batch: int, dtype: torch.dtype
+    ) -> Tensor:
+        """``[n, num_heads, area, area]`` for maps of this size, kept between frames at inference.
 
-        n is 1 or ``num_windows``, with gradients; without, 1 or ``batch * num_windows``.
+        n is 1 or ``num_windows`` where the bias needs a gradient, else 1 or ``batch * num_windows``.
         """
-        cacheable = not torch.is_grad_enabled()
-        key = (id(layout), batch, dtype)
-        if cacheable and key in self._score_bias:
+        kept = not (self.training or torch.is_grad_enabled())
+        # Not by the layout's id: layouts are dropped when there are many, and ids used again.
+        key = (*size, batch, dtype)
+        if kept and key in self._score_bias:
             return self._score_bias[key]
         bias = self.position_bias(math.isqrt(layout.window_area)).unsqueeze(0)
         if layout.mask is not None:
             bias = bias + layout.mask.to(bias.dtype)
-            bias = bias.repeat(batch, 1, 1, 1) if batch > 1 and cacheable else bias
+            bias = bias if batch == 1 or bias.requires_grad else bias.repeat(batch, 1, 1, 1)
         bias = bias.to(dtype).contiguous()
-        if cacheable:
+        if kept:
             if len(self._score_bias) >= 16:  # more sizes than a stream has; do not grow for ever
                 self._score_bias.clear()
             self._score_bias[key] = bias
@@ -141,7 +144,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(windows)
         qkv = qkv.view(batch * layout.num_windows, layout.window_area, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self._bias_and_mask(layout, batch, query.dtype)
+        bias = self._bias_and_mask(layout, (height, width), batch, query.dtype)
         if bias.requires_grad:
             mixed = biased_attention(query, key, value, bias)
         else:

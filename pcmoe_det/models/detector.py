@@ -34,6 +34,9 @@ class MoEDetectorMixin:
             losses.update(collect())
         return losses
 
+    def _dump_init_info(self) -> None:
+        """mmengine writes four lines for each parameter into the log; the config says it all."""
+
 
 @cache
 def _with_moe_losses(detector: type[nn.Module]) -> type[nn.Module]:

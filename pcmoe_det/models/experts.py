@@ -6,7 +6,9 @@ and the results go back in one weighted gather. A frame's result does not depend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,31 @@ from torch import Tensor, nn
 
 from pcmoe_det.models.gates import Routing
 
-__all__ = ["Dispatch", "ExpertFFN", "combine", "dispatch", "expert_ffn"]
+__all__ = [
+    "Dispatch",
+    "ExpertFFN",
+    "combine",
+    "dispatch",
+    "expert_ffn",
+    "experts_without_memory",
+    "run_routed",
+]
+
+_WITHOUT_MEMORY: ContextVar[bool] = ContextVar("_WITHOUT_MEMORY", default=False)
+
+
+@contextmanager
+def experts_without_memory() -> Iterator[None]:
+    """Within it new ``ExpertFFN`` modules have parameters on the meta device: shapes, but no values.
+
+    For whoever builds a detector to put the experts elsewhere. (A meta device for the whole detector
+    would do away with its fixed buffers too, and constructors that compute with tensors fail on it.)
+    """
+    token = _WITHOUT_MEMORY.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_MEMORY.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +98,37 @@ def combine(outputs: Tensor, routing: Routing, plan: Dispatch) -> Tensor:
     return result.index_add(0, plan.source, weighted)
 
 
-def expert_ffn(tokens: Tensor, fc1: Tensor, bias1: Tensor, fc2: Tensor, bias2: Tensor, drop: float) -> Tensor:
+def run_routed(
+    tokens: Tensor,
+    routing: Routing,
+    run_expert: Callable[[int, Tensor], Tensor],
+    *,
+    order: Callable[[list[int]], list[int]] | None = None,
+) -> Tensor:
+    """Sum over the chosen experts of gate weight times expert output.
+
+    Args:
+        tokens: ``[tokens, channels]``.
+        routing: Of these tokens.
+        run_expert: Runs the expert of an index on ``[n, channels]`` tokens, n above 0.
+        order: In which order to run the experts that have tokens; ascending if None. The result does
+            not depend on it.
+
+    Returns:
+        ``[tokens, channels]``.
+    """
+    plan = dispatch(routing)
+    parts = tokens.index_select(0, plan.source).split(list(plan.counts))
+    wanted = [expert for expert, count in enumerate(plan.counts) if count]
+    if not wanted:
+        return torch.zeros_like(tokens)
+    outputs = {expert: run_expert(expert, parts[expert]) for expert in (order(wanted) if order else wanted)}
+    return combine(torch.cat([outputs[expert] for expert in wanted]), routing, plan)
+
+
+def expert_ffn(
+    tokens: Tensor, fc1: Tensor, bias1: Tensor, fc2: Tensor, bias2: Tensor, *, drop: float = 0.0
+) -> Tensor:
     """One expert on ``[n, channels]``; ``fc1`` is ``[hidden, channels]``, ``fc2`` ``[channels, hidden]``."""
     hidden = F.gelu(F.linear(tokens, fc1, bias1))
     if drop:
@@ -97,30 +153,13 @@ class ExpertFFN(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.drop = drop
-        self.fc1_weight = nn.Parameter(torch.empty(num_experts, hidden, channels))
-        self.fc1_bias = nn.Parameter(torch.zeros(num_experts, hidden))
-        self.fc2_weight = nn.Parameter(torch.empty(num_experts, channels, hidden))
-        self.fc2_bias = nn.Parameter(torch.zeros(num_experts, channels))
+        device = "meta" if _WITHOUT_MEMORY.get() else None
+        self.fc1_weight = nn.Parameter(torch.empty(num_experts, hidden, channels, device=device))
+        self.fc1_bias = nn.Parameter(torch.zeros(num_experts, hidden, device=device))
+        self.fc2_weight = nn.Parameter(torch.empty(num_experts, channels, hidden, device=device))
+        self.fc2_bias = nn.Parameter(torch.zeros(num_experts, channels, device=device))
         nn.init.trunc_normal_(self.fc1_weight, std=init_std)
         nn.init.trunc_normal_(self.fc2_weight, std=init_std)
-
-    def run_sorted(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        """Run expert ``i`` on the ``i``-th slice of ``[sum(counts), channels]`` tokens."""
-        # unbind, not indexing: its gradient is one stack instead of a full-size zero per expert.
-        parameters = zip(
-            self.fc1_weight.unbind(0),
-            self.fc1_bias.unbind(0),
-            self.fc2_weight.unbind(0),
-            self.fc2_bias.unbind(0),
-            strict=True,
-        )
-        drop = self.drop if self.training else 0.0
-        outputs = [
-            expert_ffn(part, fc1, bias1, fc2, bias2, drop)
-            for part, (fc1, bias1, fc2, bias2) in zip(tokens.split(list(counts)), parameters, strict=True)
-            if part.shape[0]
-        ]
-        return torch.cat(outputs) if outputs else tokens[:0]
 
     def forward(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Sum over the chosen experts of gate weight times expert output.
@@ -130,8 +169,13 @@ class ExpertFFN(nn.Module):
             routing: Of these tokens.
 
         Returns:
-            ``[tokens, channels]`` in the tokens' dtype; zero for a token without a kept choice.
+            ``[tokens, channels]`` in the dtype of the experts' arithmetic; zero for a token without a
+            kept choice.
         """
-        plan = dispatch(routing)
-        outputs = self.run_sorted(tokens.index_select(0, plan.source), plan.counts)
-        return combine(outputs, routing, plan)
+        # unbind, not indexing: its gradient is one stack instead of a full-size zero per expert.
+        fields = (self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
+        parameters = list(zip(*(field.unbind(0) for field in fields), strict=True))
+        drop = self.drop if self.training else 0.0
+        return run_routed(
+            tokens, routing, lambda expert, part: expert_ffn(part, *parameters[expert], drop=drop)
+        )

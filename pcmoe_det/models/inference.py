@@ -230,6 +230,11 @@ def load_detector(
         info = info_from_config(Path(config))
     if info is None:
         raise CheckpointError(f"{path} does not describe its model; name its configuration with --config")
+    if info.is_backbone:
+        raise CheckpointError(
+            f"{path} holds a backbone without a detector around it; "
+            f"train one: pcmoe-train CONFIG --weights {path}"
+        )
     built = build_model({**info.model, "precision": "float32"} if "precision" in info.model else info.model)
     load_into(built, tensors, source=str(path))
     low = dtype == "bfloat16" or (dtype == "auto" and fast_bfloat16(target))

@@ -26,7 +26,7 @@ def within_capacity(routing: Routing, *, capacity_factor: float) -> Tensor:
     tokens, num_experts = routing.scores.shape
     top_k = routing.experts.shape[1]
     capacity = top_k * int(capacity_factor * -(-tokens // num_experts))
-    order = torch.argsort(-routing.scores.max(dim=1).values)
+    order = torch.argsort(-routing.scores.max(dim=1).values, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(tokens, device=order.device)
     kept = torch.empty_like(routing.experts, dtype=torch.bool)

@@ -145,10 +145,12 @@ def read_sharded(prefix: Path) -> dict[str, Tensor]:
         CheckpointError: A file is missing, a rank is missing, or a tensor is in conflict.
     """
     master = prefix.with_name(prefix.name + ".master")
+    folder = prefix.parent
+    pattern = re.compile(re.escape(prefix.name) + r"\.rank(\d+)")
     ranks = sorted(
         (int(match[1]), file)
-        for file in prefix.parent.glob(prefix.name + ".rank*")
-        if (match := re.search(r"\.rank(\d+)$", file.name))
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if (match := pattern.fullmatch(file.name))
     )
     if not master.is_file():
         raise CheckpointError(f"no {master}; give the path without '.master' and '.rank0'")
@@ -159,24 +161,40 @@ def read_sharded(prefix: Path) -> dict[str, Tensor]:
         )
     merged = _read_model(master)
     shards = [_read_model(file) for _, file in ranks]
-    for name in shards[0]:
-        if any(name not in shard for shard in shards):
-            raise CheckpointError(
-                f"{name} is in {ranks[0][1].name} but not in every rank file; one is damaged"
-            )
+    for name in dict.fromkeys(name for shard in shards for name in shard):
+        lacking = [file.name for (_, file), shard in zip(ranks, shards, strict=True) if name not in shard]
+        if lacking:
+            raise CheckpointError(f"{name} is in other rank files but not in {lacking[0]}; one is damaged")
         parts = [shard[name] for shard in shards]
         # Experts lie over the ranks; what else a rank file holds is the same in all of them.
-        merged[name] = torch.cat(parts) if ".experts." in name else parts[0]
+        try:
+            merged[name] = torch.cat(parts) if ".experts." in name else parts[0]
+        except RuntimeError as error:
+            raise CheckpointError(f"{name} differs in shape between the rank files: {error}") from error
+    _check_all_ranks(merged, last=ranks[-1][1])
     return merged
+
+
+def _check_all_ranks(merged: Mapping[str, Tensor], *, last: Path) -> None:
+    """Refuse shards whose experts are fewer (or more) than the master says there are."""
+    for name, count in merged.items():
+        if not name.endswith("._num_global_experts"):
+            continue
+        weight = merged.get(name.replace("_num_global_experts", "experts.batched_fc1_w"))
+        found = 0 if weight is None else len(weight)
+        if found != int(count):
+            raise CheckpointError(
+                f"the rank files up to {last.name} hold {found} experts of {name.rsplit('.', 1)[0]}, "
+                f"the master says {int(count)}: a rank file is missing or does not belong to it"
+            )
 
 
 def _read_model(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint of tensors ({str(error).splitlines()[0]})"
-        ) from error
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise CheckpointError(f"{path} is damaged or no checkpoint of tensors ({reason})") from error
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise CheckpointError(f"{path} holds no state dict under 'model'; is it an official Swin checkpoint?")
@@ -187,15 +205,27 @@ def backbone_config(conversion: Conversion, source: Mapping[str, Tensor]) -> dic
     """The ``SwinMoE`` arguments that fit converted official tensors, read off names and shapes.
 
     Not in a checkpoint, hence left at their defaults: top-k, noise, capacity and drop rates.
+
+    Raises:
+        CheckpointError: A tensor is missing that every Swin has.
     """
+    try:
+        return _backbone_config(conversion, source)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the checkpoint is no whole Swin: {error} is missing or empty") from error
+
+
+def _backbone_config(conversion: Conversion, source: Mapping[str, Tensor]) -> dict[str, Any]:
     tensors = conversion.tensors
     blocks = {
         (int(match[1]), int(match[2]))
         for match in (re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name) for name in tensors)
         if match
     }
-    num_stages = 1 + max(stage for stage, _ in blocks)
-    depths = [1 + max(block for s, block in blocks if s == stage) for stage in range(num_stages)]
+    num_stages = 1 + max((stage for stage, _ in blocks), default=-1)
+    depths = [
+        1 + max((block for s, block in blocks if s == stage), default=-1) for stage in range(num_stages)
+    ]
     gates = {
         (stage, block): name
         for stage, block in sorted(blocks)

@@ -2,7 +2,8 @@
 
 Sparse upcycling, arXiv 2212.05055: each dense FFN is copied into all experts of its layer. There a
 token's expert output is multiplied with its gate weight, which starts near ``1 / num_experts``, so
-here the second layer is divided by the expected gate weight: the MoE starts as the same function.
+here the second layer is divided by the expected gate weight (of all chosen experts together, which is
+1 where the gate normalises it): the MoE starts as the same function.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pcmoe_det.errors import CheckpointError
+from pcmoe_det.models.gates import Gate
 from pcmoe_det.models.moe import MoELayer
 
 __all__ = ["Upcycled", "cluster_gates", "upcycle"]
@@ -46,7 +48,8 @@ def upcycle(
     Args:
         model: With MoE layers; its gates are taken over as they are.
         dense: State dict with ``mlp.fc1`` and ``mlp.fc2`` where the model has experts.
-        gate_weights: Expected weight of a chosen expert by layer name; ``1 / num_experts`` where not given.
+        gate_weights: Expected sum of the weights of a token's chosen experts, by layer name. Where not
+            given: 1 for a gate that normalises it, else ``top_k / num_experts``, as of a uniform gate.
         jitter: Relative standard deviation of noise on the copies, so that experts differ from the
             first step on.
 
@@ -56,10 +59,13 @@ def upcycle(
     tensors: dict[str, Tensor] = {}
     kept: list[str] = []
     copied = 0
-    weights = gate_weights or {}
-    moe_names = {f"{name}." for name, module in model.named_modules() if isinstance(module, MoELayer)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoELayer)}
+    scales = {
+        f"{name}.": 1.0 / (gate_weights or {}).get(name, _uniform_weight(layer.gate))
+        for name, layer in layers.items()
+    }
     for name, own in model.state_dict().items():
-        prefix = next((prefix for prefix in moe_names if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in scales if name.startswith(prefix)), None)
         if prefix is None:
             source = dense.get(name)
             if source is None or source.shape != own.shape:
@@ -69,12 +75,12 @@ def upcycle(
         elif name.startswith(f"{prefix}experts."):
             layer, kind = name.rsplit(".", 1)[1].split("_")
             source = dense.get(f"{prefix}{layer}.{kind}")
-            if source is None and kind == "bias":
+            if source is None and (layer, kind) == ("fc2", "bias"):
                 source = torch.zeros(own.shape[1:])
             if source is None or source.shape != own.shape[1:]:
                 needed = f"{prefix}{layer}.{kind} of shape {tuple(own.shape[1:])}"
                 raise CheckpointError(f"{needed} is needed in the dense checkpoint")
-            scale = 1.0 if layer == "fc1" else 1.0 / weights.get(prefix[:-1], 1.0 / own.shape[0])
+            scale = 1.0 if layer == "fc1" else scales[prefix]
             copies = (source.float() * scale).expand(own.shape).clone()
             if jitter and kind == "weight":
                 copies += torch.randn_like(copies) * (jitter * copies.std())
@@ -84,6 +90,11 @@ def upcycle(
             tensors[name] = own.clone()
             kept.append(name)
     return Upcycled(tensors, copied, tuple(kept))
+
+
+def _uniform_weight(gate: Gate) -> float:
+    """Sum of the weights of a token's chosen experts, if the gate has no preference."""
+    return 1.0 if gate.normalize and gate.top_k > 1 else gate.top_k / gate.num_experts
 
 
 def cluster_gates(tokens: Tensor, num_experts: int, *, steps: int = 30, sharpness: float = 8.0) -> Tensor:

@@ -7,7 +7,9 @@ alone and nothing in it is executable.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pcmoe_det.errors import CheckpointError, OutputError
+from pcmoe_det.errors import CheckpointError, ConfigError, OutputError
 
-__all__ = ["FORMAT_VERSION", "WeightsInfo", "load_into", "read_weights", "save_weights"]
+__all__ = [
+    "FORMAT_VERSION",
+    "WeightsInfo",
+    "load_backbone_into",
+    "load_into",
+    "read_weights",
+    "save_weights",
+    "trusted_globals",
+]
 
 FORMAT_VERSION = 1
 _KEY = "pcmoe_det"
@@ -30,7 +40,8 @@ class WeightsInfo:
     """What a weights file says about itself.
 
     Attributes:
-        model: Configuration of the mmdet detector (plain data), or of a backbone alone.
+        model: Configuration of the mmdet detector (plain data); of a backbone alone where its only key
+            is ``backbone``.
         class_names: By class id; empty for a backbone alone.
         long_side: Images are resized so that their longer side has this many pixels.
         format_version: Of this description.
@@ -40,6 +51,11 @@ class WeightsInfo:
     class_names: tuple[str, ...] = ()
     long_side: int = 0
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether the file holds a backbone without the rest of a detector."""
+        return set(self.model) == {"backbone"}
 
 
 def save_weights(
@@ -55,7 +71,14 @@ def save_weights(
 
     Raises:
         OutputError: The file cannot be written.
+        ConfigError: The model's configuration is not plain data.
     """
+    try:
+        description = json.dumps(asdict(info))
+    except TypeError as error:
+        raise ConfigError(
+            f"the model's configuration cannot be stored in {path}, it must be plain data: {error}"
+        ) from error
     tensors = {
         name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
         .detach()
@@ -66,10 +89,11 @@ def save_weights(
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, str(part), metadata={_KEY: json.dumps(asdict(info))})
+        save_file(tensors, str(part), metadata={_KEY: description})
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise OutputError(f"cannot write weights to {path}: {error}") from error
 
 
@@ -134,22 +158,25 @@ def read_weights(path: Path, *, described: bool = True) -> tuple[dict[str, Tenso
 
 
 def _read_training_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.pth`` file; averaged (EMA) weights are preferred where it has them."""
+    """Tensors of a ``.pth`` file: the averaged (EMA) weights where training kept an average.
+
+    mmengine's EMAHook saves the average under ``state_dict`` and the weights that were trained under
+    ``ema_state_dict``, the other way round than the names say.
+    """
     try:
-        # Mapped, so that optimiser state is not read; weights_only, so that no code runs.
+        # weights_only, so that no code runs
         with torch.serialization.safe_globals(trusted_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), "it ends too early")
         raise CheckpointError(f"{path} is not a readable checkpoint of plain tensors ({reason})") from error
-    averaged = content.get("ema_state_dict") if isinstance(content, dict) else None
-    if averaged:
-        return {name.removeprefix("module."): value for name, value in averaged.items() if name != "steps"}
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
+        if isinstance(content.get(key), dict):
             content = content[key]
             break
-    tensors = {name: value for name, value in dict(content).items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors under 'state_dict' or 'model'")
     return tensors
@@ -171,7 +198,53 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -
     Raises:
         CheckpointError: Names the first tensors that are missing, unknown or of another shape.
     """
-    own = model.state_dict()
+    problems = _misfits(model.state_dict(), tensors)
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(problems)}; use the weights' own config"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def load_backbone_into(
+    model: nn.Module, tensors: Mapping[str, Tensor], info: WeightsInfo, *, source: str
+) -> tuple[str, ...]:
+    """Load weights of a backbone alone into a detector's ``backbone``.
+
+    Every name and shape must fit, with one exception: a classifier normalises only the map of its last
+    stage, so the detector's ``norm{stage}`` of other stages may be missing and stay as they are.
+
+    Args:
+        model: A detector.
+        tensors: By name, with the prefix ``backbone.``.
+        info: Of the file; its configuration is told where the backbones differ.
+        source: The file, for the error.
+
+    Returns:
+        Names of the detector's tensors that stay as they are.
+
+    Raises:
+        CheckpointError: Names the first tensors that are missing, unknown or of another shape.
+    """
+    own = {f"backbone.{name}": value for name, value in model.get_submodule("backbone").state_dict().items()}
+    kept = tuple(name for name in own if name not in tensors and _OUTPUT_NORM.fullmatch(name))
+    problems = _misfits({name: value for name, value in own.items() if name not in kept}, tensors)
+    if problems:
+        wanted = ", ".join(f"{key}={value!r}" for key, value in info.model["backbone"].items())
+        raise CheckpointError(
+            f"{source} does not fit the detector's backbone: {'; '.join(problems)}; "
+            f"the config's backbone must be dict({wanted}), other out_indices apart"
+        )
+    backbone = {name.removeprefix("backbone."): value for name, value in tensors.items()}
+    model.get_submodule("backbone").load_state_dict(backbone, strict=False)
+    return kept
+
+
+_OUTPUT_NORM = re.compile(r"backbone\.norm\d+\.(weight|bias)")
+
+
+def _misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What keeps ``tensors`` from being the state ``own``: counts, and the first of each kind."""
     missing = [name for name in own if name not in tensors]
     unknown = [name for name in tensors if name not in own]
     shapes = [
@@ -179,13 +252,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
-    problems = [
+    return [
         *(f"{len(missing)} missing, e.g. {missing[0]}" for _ in missing[:1]),
         *(f"{len(unknown)} unknown, e.g. {unknown[0]}" for _ in unknown[:1]),
         *shapes[:1],
     ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit the model: {'; '.join(problems)}; use the weights' own config"
-        )
-    model.load_state_dict(dict(tensors))

@@ -14,6 +14,8 @@ One line a frame, in order, each an object of schema version 1:
                           ``total`` from capture to this record
 ``detections``            list, best score first, of ``bbox_xyxy`` (four numbers, pixels of the source
                           frame), ``category`` (name) and ``score`` (0 to 1)
+``accounting``            only from a detector that counts: what this frame cost it (a committee: hits
+                          and misses in tokens, swaps taken in, bytes read, resident expert bytes)
 ========================  =======================================================================
 
 Numbers are finite; boxes have two decimals, scores four, times in seconds six, milliseconds three.
@@ -49,7 +51,7 @@ def result_record(result: FrameResult, *, class_names: tuple[str, ...]) -> dict[
         ValueError: A number is not finite.
     """
     frame, found = result.frame, result.detections
-    return {
+    record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "source": frame.source_id,
         "frame_index": frame.frame_index,
@@ -67,6 +69,9 @@ def result_record(result: FrameResult, *, class_names: tuple[str, ...]) -> dict[
             )
         ],
     }
+    if found.accounting:
+        record["accounting"] = dict(found.accounting)
+    return record
 
 
 class JsonLinesSink:

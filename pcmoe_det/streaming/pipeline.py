@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pcmoe_det.errors import PcmoeError
 from pcmoe_det.streaming.queues import BoundedQueue, QueuePolicy
@@ -28,7 +29,7 @@ from pcmoe_det.streaming.sinks import ResultSink, SinkOutcome
 from pcmoe_det.streaming.sources import FrameSource
 from pcmoe_det.streaming.stages import StageError, StreamLane, detect_frames, read_frames, render_results
 from pcmoe_det.streaming.summary import StreamSummary
-from pcmoe_det.structures import FrameDetector
+from pcmoe_det.structures import AccountingDetector, FrameDetector
 
 __all__ = ["StreamPipeline"]
 
@@ -208,7 +209,11 @@ class StreamPipeline:
             elapsed_seconds=ended_seconds - self._started_seconds,
             latency=lane.metrics.latencies(),
             outputs=tuple(self._outputs),
+            accounting=self._accounting(),
         )
+
+    def _accounting(self) -> dict[str, Any]:
+        return self._detector.accounting() if isinstance(self._detector, AccountingDetector) else {}
 
     def _dropped(self, read: int, detected: int, written: int) -> dict[str, int]:
         """Frames lost, by cause: the queues' counts, and at the end the frames that a stage took and did not

@@ -167,7 +167,8 @@ def _above_threshold(detections: Detections, score_threshold: float) -> Detectio
     keep = detections.scores >= score_threshold
     if keep.all():
         return detections
-    return Detections(
+    return replace(
+        detections,
         boxes_xyxy=detections.boxes_xyxy[keep],
         scores=detections.scores[keep],
         class_ids=detections.class_ids[keep],

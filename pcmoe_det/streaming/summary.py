@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class StreamSummary:
         elapsed_seconds: From the start of the threads to the end of the renderer, closing files included.
         latency: Quantiles by stage.
         outputs: Files that are there now.
+        accounting: What the detector counted, if it counts.
     """
 
     source: str
@@ -43,6 +44,7 @@ class StreamSummary:
     elapsed_seconds: float
     latency: Mapping[str, LatencyQuantiles]
     outputs: tuple[Path, ...]
+    accounting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def frames_per_second(self) -> float:
@@ -69,6 +71,7 @@ class StreamSummary:
                 for stage, quantiles in self.latency.items()
             },
             "outputs": [str(path) for path in self.outputs],
+            "accounting": dict(self.accounting),
         }
 
     def as_text(self) -> str:
@@ -88,9 +91,19 @@ class StreamSummary:
                 f"{stage:<8} {quantiles.p50_ms:>9.2f} {quantiles.p95_ms:>9.2f} {quantiles.max_ms:>9.2f}"
                 for stage, quantiles in self.latency.items()
             ]
+        if self.accounting:
+            lines.append("detector: " + ", ".join(f"{name} {value}" for name, value in self._totals()))
         what = "kept, unfinished:" if self.outcome == "failed" else "wrote"
         lines += [f"{what} {path}" for path in self.outputs]
         return "\n".join(lines)
+
+    def _totals(self) -> list[tuple[str, Any]]:
+        """The detector's plain numbers and words, fit for one line."""
+        return [
+            (name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else value)
+            for name, value in self.accounting.items()
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
+        ]
 
 
 def _causes(counts: Mapping[str, int]) -> str:

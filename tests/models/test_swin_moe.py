@@ -121,6 +121,32 @@ def test_cached_bias_follows_new_weights_and_dtype() -> None:
         assert model.bfloat16()(image.bfloat16())[0].dtype == torch.bfloat16
 
 
+def test_frozen_weights_train_the_same_in_a_batch() -> None:
+    """Gradients flow through a backbone whose own weights, position biases among them, need none."""
+    model, image = small_moe().eval(), torch.randn(2, 3, 40, 72)
+    with torch.inference_mode():
+        expected = model(image)
+    model.requires_grad_(False)
+    image.requires_grad_()
+    for ours, feature in zip(model(image), expected, strict=True):
+        torch.testing.assert_close(ours, feature, atol=1e-5, rtol=1e-5)
+    model(image)[-1].sum().backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum() > 0
+
+
+def test_nothing_is_kept_between_steps_of_training() -> None:
+    model, image = small_moe(drop_path_rate=0.0, gate_noise=0.0).train(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(image)[0]
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        assert not torch.equal(model(image)[0], before)
+        twin = small_moe(drop_path_rate=0.0, gate_noise=0.0).train()
+        twin.load_state_dict(model.state_dict())
+        assert torch.equal(model(image)[0], twin(image)[0])
+
+
 def test_auxiliary_losses_are_taken_once_and_only_in_training() -> None:
     model = small_moe()
     model.train()(torch.randn(2, 3, 64, 64))

@@ -1,0 +1,81 @@
+"""``pcmoe-analyze``: what traces and runs say about experts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.outputs import check_output_file, write_json
+from pcmoe_det.errors import UsageError
+
+__all__ = ["entry", "main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("pcmoe-analyze", "Analyse what a detector's experts did.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    locality = commands.add_parser(
+        "locality",
+        help="do consecutive frames use the same experts?",
+        description="Draw the heat map of a trace (frames x experts) and print how much the most used "
+        "experts of frames t and t+n overlap, against the same frames shuffled.",
+    )
+    locality.add_argument(
+        "trace", type=Path, help="file written by --trace of tools/stream.py or tools/test.py"
+    )
+    locality.add_argument("--output", type=Path, help="the picture; default: the trace's name with .png")
+    locality.add_argument("--json", type=Path, metavar="FILE", help="write the statistics here")
+    locality.add_argument("--top", type=int, help="experts compared; default: half of a layer's")
+    locality.add_argument("--lags", default="1,5,25,100", help="frames between t and t+n")
+    locality.add_argument("--measure", choices=("tokens", "importance"), default="tokens")
+    return parser
+
+
+def _lags(text: str) -> list[int]:
+    try:
+        lags = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--lags {text!r}: write whole numbers with commas, such as 1,5,25") from error
+    if any(lag < 1 for lag in lags):
+        raise UsageError(f"--lags {text!r}: every lag must be 1 or more")
+    return lags
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do the work of the command; returns the exit code."""
+    picture = arguments.output or arguments.trace.with_suffix(".png")
+    check_output_file(picture, overwrite=True, suffix=".png")
+    if arguments.json is not None:
+        check_output_file(arguments.json, overwrite=True)
+    lags = _lags(arguments.lags)
+
+    from pcmoe_det.committee.locality import draw_heat_map, locality_statistics
+    from pcmoe_det.committee.trace import read_trace
+
+    header, frames = read_trace(arguments.trace)
+    recorded = list(frames)
+    statistics = locality_statistics(
+        header, recorded, lags=lags, top=arguments.top, measure=arguments.measure
+    )
+    draw_heat_map(picture, header, recorded, measure=arguments.measure)
+    print(f"{statistics['frames']} frames; overlap of the top experts (1 is the same set)")
+    print(
+        f"{'layer':<34} {'top':>3} " + " ".join(f"{'t+' + str(lag):>7}" for lag in lags) + f" {'shuffled':>9}"
+    )
+    for layer in statistics["layers"]:
+        overlaps = " ".join(
+            f"{'-' if layer['overlap'][str(lag)] is None else format(layer['overlap'][str(lag)], '.3f'):>7}"
+            for lag in lags
+        )
+        print(f"{layer['name']:<34} {layer['top']:>3} {overlaps} {layer['shuffled_overlap']:>9.3f}")
+    print(f"wrote {picture}")
+    if arguments.json is not None:
+        write_json(arguments.json, json.loads(json.dumps(statistics)))
+    return EXIT_OK
+
+
+def entry() -> int:
+    """Console script."""
+    return run(_parser(), main)

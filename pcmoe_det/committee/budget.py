@@ -1,0 +1,78 @@
+"""Budgets: what the user writes, in bytes of experts, and how it is divided among layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pcmoe_det.committee.layers import MoELayerSpec
+from pcmoe_det.errors import UsageError
+
+__all__ = ["divide_budget", "parse_budget"]
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_budget(text: str, *, total_bytes: int) -> int:
+    """Bytes meant by ``text``: a share of all expert bytes (``0.5``, ``50%``) or a size (``300MiB``).
+
+    Raises:
+        UsageError: Not a share in (0, 1] nor a positive size.
+    """
+    allowed = "a share such as 0.5 or 50%, or a size such as 300MiB"
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*", text)
+    if not match:
+        raise UsageError(f"the expert budget {text!r} is not understood; write {allowed}")
+    number, unit = float(match[1]), match[2]
+    if unit in ("", "%"):
+        share = number / 100 if unit else number
+        if not 0 < share <= 1:
+            raise UsageError(f"the expert budget {text!r} must be above 0 and at most 1 (all experts)")
+        return int(share * total_bytes)
+    if unit not in _UNITS:
+        raise UsageError(f"the expert budget {text!r} has an unknown unit {unit!r}; write {allowed}")
+    num_bytes = int(number * _UNITS[unit])
+    if num_bytes <= 0:
+        raise UsageError(f"the expert budget {text!r} must be above 0")
+    return num_bytes
+
+
+def divide_budget(
+    specs: Sequence[MoELayerSpec], budget_bytes: int, *, reserve_bytes: int = 0, least: int = 1
+) -> tuple[int, ...]:
+    """Resident experts per layer: about the same share of every layer, never over the budget.
+
+    One expert at a time goes to the layer with the smallest resident share whose next expert still
+    fits; ties go to the layer with the smaller record, then to the earlier one.
+
+    Args:
+        specs: Every MoE layer.
+        budget_bytes: For residents and reserve together.
+        reserve_bytes: Kept free of residents, for loads under way.
+        least: Fewest experts per layer (top-k of the gates).
+
+    Raises:
+        UsageError: The budget does not even hold ``least`` experts per layer; names the smallest that does.
+    """
+    numbers = [least] * len(specs)
+    spent = reserve_bytes + sum(spec.layout.record_bytes * least for spec in specs)
+    if spent > budget_bytes:
+        total = sum(spec.expert_bytes for spec in specs)
+        raise UsageError(
+            f"an expert budget of {budget_bytes} bytes cannot hold {least} expert(s) of each layer; "
+            f"the smallest possible is {spent} bytes ({spent / total:.3f} of all {total} expert bytes)"
+        )
+    while True:
+        candidates = [
+            index
+            for index, spec in enumerate(specs)
+            if numbers[index] < spec.num_experts and spent + spec.layout.record_bytes <= budget_bytes
+        ]
+        if not candidates:
+            return tuple(numbers)
+        index = min(
+            candidates,
+            key=lambda i: (numbers[i] / specs[i].num_experts, specs[i].layout.record_bytes, i),
+        )
+        numbers[index] += 1
+        spent += specs[index].layout.record_bytes

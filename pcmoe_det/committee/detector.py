@@ -1,0 +1,46 @@
+"""A detector under a committee, as a stream sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcmoe_det.committee.committee import Committee
+from pcmoe_det.models.inference import Detector
+from pcmoe_det.structures import Detections
+
+__all__ = ["CommitteeDetector"]
+
+
+class CommitteeDetector:
+    """Adds to each frame's detections what the frame cost the committee.
+
+    Args:
+        detector: Its model is patched with ``committee``.
+        committee: Whose counters are reported.
+    """
+
+    def __init__(self, detector: Detector, committee: Committee) -> None:
+        self._detector = detector
+        self._committee = committee
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class id."""
+        return self._detector.class_names
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Find objects in ``[height, width, 3]`` uint8 BGR images, one by one."""
+        found = []
+        for image in images:
+            detections = self._detector.detect([image])[0]
+            found.append(replace(detections, accounting=dict(self._committee.frame_report)))
+        return found
+
+    def accounting(self) -> dict[str, Any]:
+        """The committee's totals."""
+        return self._committee.report()

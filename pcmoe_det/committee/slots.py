@@ -1,0 +1,101 @@
+"""Memory for resident experts: one pool per record layout, in slots of one record each.
+
+Address space for every expert is reserved once; a slot costs memory only while its pages are mapped.
+Slots that are given back stay mapped for the next load of the same layout (so that in steady state
+nothing is allocated) until another layout needs the bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pcmoe_det.committee.layers import RecordLayout
+
+__all__ = ["ExpertWeights", "SlotPool"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertWeights:
+    """Views of one slot as the kernel wants them; see ``expert_ffn`` for the shapes."""
+
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+
+
+class SlotPool:
+    """Slots for experts of one layout.
+
+    Called by the thread that runs the model, between frames; loader threads only write to the
+    ``buffer`` of slots that no frame reads.
+
+    Args:
+        layout: Of the records.
+        max_slots: Most slots ever taken at once.
+        device: Where the kernel reads the weights.
+    """
+
+    def __init__(self, layout: RecordLayout, *, max_slots: int, device: torch.device) -> None:
+        self.layout = layout
+        self.max_slots = max_slots
+        self._map: mmap.mmap | None = None
+        num_bytes = max(1, max_slots) * layout.record_bytes
+        if device.type == "cpu":
+            self._map = mmap.mmap(-1, num_bytes)  # anonymous: a page exists once it is written
+            memory = torch.frombuffer(self._map, dtype=torch.uint8)
+        else:  # reserved whole: unmapping single slots has no counterpart there (unmeasured)
+            memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._buffers = memory.view(-1, layout.record_bytes)
+        self._weights: list[ExpertWeights | None] = [None] * max_slots
+        self._unmapped = list(range(max_slots - 1, -1, -1))
+        self._idle: list[int] = []
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether ``take`` needs no new memory."""
+        return bool(self._idle)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Memory of slots in use and of idle ones."""
+        return (self.max_slots - len(self._unmapped)) * self.layout.record_bytes
+
+    def take(self) -> int:
+        """Index of a slot to use, an idle one if there is any. Raises RuntimeError when all are in use."""
+        if self._idle:
+            return self._idle.pop()
+        if not self._unmapped:
+            raise RuntimeError(f"all {self.max_slots} slots are in use")
+        return self._unmapped.pop()
+
+    def give_back(self, slot: int) -> None:
+        """The slot is no longer used; its memory is kept for the next ``take``."""
+        self._idle.append(slot)
+
+    def unmap_idle(self) -> bool:
+        """Return the memory of one idle slot to the system; False where there is none."""
+        if not self._idle:
+            return False
+        slot = self._idle.pop()
+        self._unmapped.append(slot)
+        if self._map is not None:
+            size = self.layout.record_bytes
+            self._map.madvise(mmap.MADV_DONTNEED, slot * size, size)
+        return True
+
+    def buffer(self, slot: int) -> Tensor:
+        """``[record_bytes]`` uint8, to be filled by a store."""
+        return self._buffers[slot]
+
+    def weights(self, slot: int) -> ExpertWeights:
+        """Typed views of a slot; made once."""
+        found = self._weights[slot]
+        if found is None:
+            found = ExpertWeights(**self.layout.views(self._buffers[slot]))
+            self._weights[slot] = found
+        return found

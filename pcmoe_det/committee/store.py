@@ -1,0 +1,31 @@
+"""Expert stores: where a committee reads single experts from.
+
+``DiskExpertStore`` reads a packed model's expert file, ``PinnedHostStore`` keeps all experts in pinned host
+memory for a CUDA device. Whatever else has the methods of ``ExpertStore`` serves as well.
+"""
+
+from pcmoe_det.committee.store_base import (
+    ExpertReadError,
+    ExpertStore,
+    ReadFailure,
+    ReadMode,
+    ReadResult,
+    StoreClosedError,
+    StoreCounters,
+    StoreError,
+)
+from pcmoe_det.committee.store_disk import DiskExpertStore
+from pcmoe_det.committee.store_pinned import PinnedHostStore
+
+__all__ = [
+    "DiskExpertStore",
+    "ExpertReadError",
+    "ExpertStore",
+    "PinnedHostStore",
+    "ReadFailure",
+    "ReadMode",
+    "ReadResult",
+    "StoreClosedError",
+    "StoreCounters",
+    "StoreError",
+]

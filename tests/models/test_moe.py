@@ -1,0 +1,65 @@
+"""The MoE layer, and capacity against a reading of batch-prioritised routing with queues."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pcmoe_det.models.experts import ExpertFFN
+from pcmoe_det.models.gates import LinearGate, Routing, choose_experts
+from pcmoe_det.models.moe import MoELayer, within_capacity
+
+
+def queues(routing: Routing, capacity: int) -> list[list[bool]]:
+    """Each expert serves a queue: first choices by best score, then second choices by best score."""
+    tokens, top_k = routing.experts.shape
+    best_first = sorted(range(tokens), key=lambda token: -float(routing.scores[token].max()))
+    served: dict[int, int] = {}
+    kept = [[False] * top_k for _ in range(tokens)]
+    for choice in range(top_k):
+        for token in best_first:
+            expert = int(routing.experts[token, choice])
+            kept[token][choice] = served.get(expert, 0) < capacity
+            served[expert] = served.get(expert, 0) + 1
+    return kept
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize(("factor", "tokens"), [(1.0, 40), (1.25, 37), (0.5, 40), (4.0, 10), (1.0, 1)])
+def test_capacity_against_queues(top_k: int, factor: float, tokens: int) -> None:
+    torch.manual_seed(tokens)
+    logits = torch.randn(tokens, 4)
+    logits[:, 0] += 1.5  # a busy expert
+    routing = choose_experts(logits, logits, top_k=top_k, normalize=True)
+    capacity = top_k * int(factor * -(-tokens // 4))
+    kept = within_capacity(routing, capacity_factor=factor)
+    assert kept.tolist() == queues(routing, capacity)
+    assert bool(kept.all()) == (factor == 4.0 or tokens == 1)
+
+
+def make_layer(**options: object) -> MoELayer:
+    torch.manual_seed(0)
+    gate = LinearGate(8, 4, noise=0.0)
+    torch.nn.init.normal_(gate.weight)
+    return MoELayer(gate, ExpertFFN(8, 16, 4, init_std=0.3), **options)  # type: ignore[arg-type]
+
+
+def test_capacity_drops_tokens_and_none_is_dropless() -> None:
+    tokens = torch.randn(1, 1, 8).expand(1, 20, 8)  # all of them want one expert
+    dropless, limited = make_layer().eval(), make_layer(capacity_factor=1.0).eval()
+    assert (dropless(tokens).abs().sum(-1) > 0).all()
+    assert int((limited(tokens).abs().sum(-1) > 0).sum()) == 5
+
+
+def test_training_leaves_loss_and_counts_on_the_layer() -> None:
+    layer, tokens = make_layer(), torch.randn(2, 30, 8)
+    layer.eval()(tokens)
+    assert layer.balance_loss is None
+    layer.train()(tokens)
+    assert layer.balance_loss is not None
+    assert layer.tokens_per_expert is not None
+    assert int(layer.tokens_per_expert.sum()) == 60
+    layer.balance_loss.backward()
+    assert isinstance(layer.gate, LinearGate)
+    assert layer.gate.weight.grad is not None
+    assert layer.gate.weight.grad.abs().sum() > 0
