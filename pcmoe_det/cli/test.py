@@ -1,0 +1,174 @@
+"""``pcmoe-test``: the accuracy of weights on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pcmoe_det.cli.committee_options import add_committee_options, open_detector
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.launch import add_launcher_option, process_group
+from pcmoe_det.cli.outputs import check_output_file, write_json
+from pcmoe_det.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
+
+    from pcmoe_det.committee.committee import Committee
+    from pcmoe_det.evaluation.report import EvaluationReport
+
+__all__ = ["entry", "main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("pcmoe-test", "Evaluate a detector: mAP@0.5 and AP@[.5:.95], in points.")
+    parser.add_argument("config", help="mmengine config of the model and its test data")
+    parser.add_argument("checkpoint", help="weights (.safetensors) or a training checkpoint (.pth)")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-root", help="folder in SHIFT's layout; default: the config's")
+    data.add_argument("--subset", default="discrete/images", help="such as discrete/images, discrete/videos")
+    data.add_argument("--split", default="val", help="train, val or test")
+    data.add_argument("--view", default="front", help="camera")
+    data.add_argument(
+        "--teacher-labels",
+        choices=("ignore", "truth", "auto"),
+        default="auto",
+        help="labels of a teacher model: ignored regions, truth, or (auto) ignored only in frames that have "
+        "annotated labels too",
+    )
+    data.add_argument("--max-frames", type=int, help="evaluate only the first N frames")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", type=Path, help="write the result here")
+    running = parser.add_argument_group("running")
+    running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    running.add_argument("--device", default="cpu", help="cpu, or cuda:0 (unmeasured)")
+    running.add_argument("--threads", type=int, help="threads of torch in each process")
+    running.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    add_launcher_option(running)
+    add_committee_options(parser, loading="synchronous")
+    running.add_argument(
+        "--keep-committee", action="store_true", help="do not start the committee anew at each video"
+    )
+    return parser
+
+
+class _VideoWatch:
+    """Starts the committee anew at each video."""
+
+    def __init__(self, committee: Committee | None, *, keep: bool) -> None:
+        self._committee = None if keep else committee
+        self._video: str | None = None
+
+    def __call__(self, video: str) -> None:
+        if self._committee is not None and self._video not in (None, video):
+            self._committee.reset()
+        self._video = video
+
+
+def _data_loader(config: Config, arguments: argparse.Namespace) -> Any:
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import DATASETS, init_default_scope
+    from torch.utils.data import DataLoader
+
+    from pcmoe_det.datasets.shift import VideoShardSampler
+
+    init_default_scope("mmdet")
+    settings = config.get("test_dataloader")
+    if settings is None:
+        raise ConfigError(f"{arguments.config} has no test_dataloader; see configs/_base_/street_data.py")
+    wanted = {
+        "subset": arguments.subset,
+        "split": arguments.split,
+        "view": arguments.view,
+        "teacher_labels": arguments.teacher_labels,
+        "test_mode": True,
+    }
+    if arguments.data_root is not None:
+        wanted["data_root"] = arguments.data_root
+    if arguments.max_frames is not None:
+        if arguments.max_frames < 1:
+            raise ConfigError(f"--max-frames is {arguments.max_frames}; it must be 1 or more")
+        wanted["indices"] = arguments.max_frames
+    try:
+        dataset = DATASETS.build({**settings.dataset, **wanted})
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+        raise ConfigError(
+            f"{arguments.config}: the test data set does not build ({type(error).__name__}: {error})"
+        ) from error
+    return DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=VideoShardSampler(dataset),
+        num_workers=max(0, arguments.workers),
+        collate_fn=pseudo_collate,
+    )
+
+
+def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> EvaluationReport:
+    """Evaluate as the command line says."""
+    import torch
+
+    import pcmoe_det.models.registry  # noqa: F401
+    from pcmoe_det.cli.configs import read_config
+    from pcmoe_det.evaluation.loop import run_evaluation
+    from pcmoe_det.evaluation.metric import ShiftMetric
+
+    config = read_config(arguments.config)
+    loader = _data_loader(config, arguments)
+    torch.manual_seed(config.get("randomness", {}).get("seed", 0) or 0)
+    with open_detector(arguments.checkpoint, arguments, score_threshold=0.0) as opened:
+        model = opened.detector.model
+        metric = ShiftMetric(teacher_labels=arguments.teacher_labels, settings=_settings(arguments, model))
+        metric.dataset_meta = loader.dataset.metainfo
+        batches: Any = loader
+        if main_process and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            batches = tqdm(loader, unit="frame", desc="evaluate")
+        watch = _VideoWatch(opened.committee, keep=arguments.keep_committee)
+        report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
+        if opened.committee is not None:
+            report = replace(report, accounting=opened.committee.report())
+        return report
+
+
+def _settings(arguments: argparse.Namespace, model: nn.Module) -> dict[str, object]:
+    import torch
+
+    from pcmoe_det import __version__
+    from pcmoe_det.models.precision import parameter_dtype
+
+    return {
+        "config": Path(arguments.config).name,
+        "checkpoint": Path(arguments.checkpoint).name,
+        "subset": arguments.subset,
+        "split": arguments.split,
+        "view": arguments.view,
+        "dtype": str(parameter_dtype(model.backbone)).removeprefix("torch."),  # type: ignore[arg-type]
+        "threads": torch.get_num_threads(),
+        "version": __version__,
+    }
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do the work of the command; returns the exit code."""
+    if arguments.json is not None:
+        check_output_file(arguments.json, overwrite=True)
+    with process_group(arguments.launcher) as main_process:
+        report = evaluate(arguments, main_process=main_process)
+        if main_process:
+            from pcmoe_det.evaluation.report import format_table
+
+            print(format_table(report))
+            if arguments.json is not None:
+                write_json(arguments.json, report.to_json_dict())
+    return EXIT_OK
+
+
+def entry() -> int:
+    """Console script."""
+    return run(_parser(), main)
