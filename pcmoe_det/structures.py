@@ -102,5 +102,5 @@ class AccountingDetector(FrameDetector, Protocol):
     """A detector that counts what it does over the whole run."""
 
     def accounting(self) -> dict[str, Any]:
-        """Totals since the start, as plain data."""
+        """Totals since the start, as plain data; ``summary``, if there, is a sentence for people."""
         ...

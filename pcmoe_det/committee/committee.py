@@ -164,6 +164,7 @@ class Committee:
     def report(self) -> dict[str, Any]:
         """Counters and settings so far, as plain data for results and summaries."""
         return {
+            "summary": self._summary(),
             "policy": self.policy.name,
             "on_miss": ",".join(dict.fromkeys(self.on_miss)),
             "budget_bytes": self.residency.budget_bytes,
@@ -173,6 +174,21 @@ class Committee:
             "store_read_mode": self.store.read_mode,
             **self.accounting.to_json_dict(),
         }
+
+    def _summary(self) -> str:
+        counts, mebi = self.accounting, 2**20
+        totals = counts.totals()
+        choices = totals["hit_tokens"] + totals["miss_tokens"]
+        hits = (
+            f"{100 * totals['hit_tokens'] / choices:.1f} % of tokens found their expert, " if choices else ""
+        )
+        return (
+            f"committee: {self.policy.name}, {self.residency.mapped_bytes / mebi:.1f} of "
+            f"{self.total_bytes / mebi:.1f} MiB of experts in memory "
+            f"(budget {self.residency.budget_bytes / mebi:.1f}), "
+            f"{hits}{totals['swaps']} swaps, {counts.bytes_read / mebi:.1f} MiB read"
+            + (f", {counts.failed_loads} loads failed" if counts.failed_loads else "")
+        )
 
     # -- streams --------------------------------------------------------------------------------
 

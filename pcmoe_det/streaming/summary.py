@@ -91,19 +91,11 @@ class StreamSummary:
                 f"{stage:<8} {quantiles.p50_ms:>9.2f} {quantiles.p95_ms:>9.2f} {quantiles.max_ms:>9.2f}"
                 for stage, quantiles in self.latency.items()
             ]
-        if self.accounting:
-            lines.append("detector: " + ", ".join(f"{name} {value}" for name, value in self._totals()))
+        if "summary" in self.accounting:
+            lines.append(str(self.accounting["summary"]))
         what = "kept, unfinished:" if self.outcome == "failed" else "wrote"
         lines += [f"{what} {path}" for path in self.outputs]
         return "\n".join(lines)
-
-    def _totals(self) -> list[tuple[str, Any]]:
-        """The detector's plain numbers and words, fit for one line."""
-        return [
-            (name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else value)
-            for name, value in self.accounting.items()
-            if isinstance(value, int | float | str) and not isinstance(value, bool)
-        ]
 
 
 def _causes(counts: Mapping[str, int]) -> str:

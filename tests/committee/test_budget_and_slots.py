@@ -1,0 +1,113 @@
+"""Budgets as users write them, their division, and the memory behind slots."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+import torch
+
+from pcmoe_det.committee.accounting import anonymous_memory_bytes
+from pcmoe_det.committee.budget import divide_budget, parse_budget
+from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec, RecordLayout
+from pcmoe_det.committee.residency import Residency
+from pcmoe_det.committee.slots import SlotPool
+from pcmoe_det.errors import UsageError
+
+
+def spec(index: int, num_experts: int, channels: int) -> MoELayerSpec:
+    layout = RecordLayout.for_expert(channels, 4 * channels, torch.float32)
+    return MoELayerSpec(
+        index, f"layer{index}", num_experts, channels, 4 * channels, layout, (1.0,) * num_experts
+    )
+
+
+SPECS = (spec(0, 6, 16), spec(1, 6, 16), spec(2, 4, 32))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5", 500),
+        ("50%", 500),
+        ("1", 1000),
+        ("300MiB", 300 * 2**20),
+        ("1.5 GB", 1_500_000_000),
+        ("64 KiB", 65536),
+    ],
+)
+def test_budgets_are_shares_or_sizes(text: str, expected: int) -> None:
+    assert parse_budget(text, total_bytes=1000) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "-1", "half", "10 parsecs", "", "0MiB", "200%", "1e3"])
+def test_other_budgets_are_refused_by_name(text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(repr(text))):
+        parse_budget(text, total_bytes=1000)
+
+
+@pytest.mark.parametrize(("share", "reserve"), list(product([0.4, 0.5, 0.75, 1.0], [0, 1])))
+def test_a_division_never_exceeds_the_budget_and_leaves_no_room_unused(share: float, reserve: int) -> None:
+    total = sum(layer.expert_bytes for layer in SPECS)
+    room = max(layer.record_bytes for layer in SPECS) * reserve
+    numbers = divide_budget(SPECS, int(share * total), reserve_bytes=room)
+    spent = room + sum(number * layer.record_bytes for number, layer in zip(numbers, SPECS, strict=True))
+    assert spent <= share * total
+    for number, layer in zip(numbers, SPECS, strict=True):
+        assert 1 <= number <= layer.num_experts
+        assert number == layer.num_experts or spent + layer.record_bytes > share * total
+
+
+def test_slots_return_their_memory_to_the_system() -> None:
+    layout = RecordLayout.for_expert(512, 2048, torch.float32)  # 8 MiB a record
+    pool = SlotPool(layout, max_slots=8, device=torch.device("cpu"))
+    before = anonymous_memory_bytes() or 0
+    slots = [pool.take() for _ in range(6)]
+    for slot in slots:
+        pool.buffer(slot).fill_(1)
+    assert pool.mapped_bytes == 6 * layout.record_bytes
+    assert (anonymous_memory_bytes() or 0) - before > 5 * layout.record_bytes
+    for slot in slots:
+        pool.give_back(slot)
+    assert pool.mapped_bytes == 6 * layout.record_bytes  # kept for the next load
+    while pool.unmap_idle():
+        pass
+    assert pool.mapped_bytes == 0
+    assert (anonymous_memory_bytes() or 0) - before < layout.record_bytes
+
+
+def test_a_slot_is_reused_without_new_memory_and_views_share_it() -> None:
+    layout = RecordLayout.for_expert(16, 64, torch.float32)
+    pool = SlotPool(layout, max_slots=2, device=torch.device("cpu"))
+    slot = pool.take()
+    pool.buffer(slot).fill_(0)
+    weights = pool.weights(slot)
+    pool.buffer(slot)[:4].view(torch.float32).fill_(3.0)
+    assert float(weights.fc1_weight[0, 0]) == 3.0
+    pool.give_back(slot)
+    assert pool.take() == slot
+    assert pool.weights(slot) is weights
+    pool.take()
+    with pytest.raises(RuntimeError, match="all 2 slots"):
+        pool.take()
+
+
+def test_idle_slots_of_one_layout_make_room_for_another() -> None:
+    small, large = SPECS[0].record_bytes, SPECS[2].record_bytes
+    budget = large + 2 * small
+    residency = Residency(SPECS, budget_bytes=budget, device=torch.device("cpu"))
+    keys = [ExpertKey(0, 0), ExpertKey(0, 1), ExpertKey(1, 0)]
+    for key in keys:
+        slot = residency.take_slot(key.layer)
+        assert slot is not None
+        residency.put(key, slot)
+    assert residency.mapped_bytes == 3 * small
+    residency.evict(keys[0])
+    assert residency.mapped_bytes == 3 * small
+    assert residency.take_slot(2) is not None
+    assert residency.mapped_bytes == large + 2 * small <= budget
+    assert residency.take_slot(2) is None  # no room, and nothing idle left
+    assert residency.take_slot(0) is None
+    assert residency.residents(0) == (1,)
+    assert residency.mask(0).tolist() == [False, True, False, False, False, False]
