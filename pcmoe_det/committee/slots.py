@@ -46,7 +46,9 @@ class SlotPool:
         self._map: mmap.mmap | None = None
         num_bytes = max(1, max_slots) * layout.record_bytes
         if device.type == "cpu":
-            self._map = mmap.mmap(-1, num_bytes)  # anonymous: a page exists once it is written
+            # Private and anonymous: a page exists once it is written, and is gone when unmapped (a shared
+            # mapping, Python's default, would keep it).
+            self._map = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory = torch.frombuffer(self._map, dtype=torch.uint8)
         else:  # reserved whole: unmapping single slots has no counterpart there (unmeasured)
             memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)

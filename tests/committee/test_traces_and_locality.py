@@ -105,7 +105,7 @@ def test_the_command_draws_and_prints(
     assert entry() == 0
     assert "60 frames" in capsys.readouterr().out
     assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(statistics.read_text())["frames"] == 60
+    assert json.loads((tmp_path / "s.json").read_text())["frames"] == 60
     monkeypatch.setattr("sys.argv", ["pcmoe-analyze", "locality", str(path), "--lags", "a"])
     assert entry() == 2
     assert "--lags 'a'" in capsys.readouterr().err
