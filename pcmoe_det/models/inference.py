@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import pcmoe_det.models.registry  # noqa: F401  (registers the model types)
 from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
 from pcmoe_det.models.detector import use_low_precision
+from pcmoe_det.models.prepacked import can_prepack, prepack
 from pcmoe_det.models.weights_file import WeightsInfo, load_into, read_weights
 from pcmoe_det.structures import SHIFT_CLASSES, Detections
 
@@ -116,7 +117,10 @@ def prepare_for_inference(model: nn.Module, *, dtype: torch.dtype, device: torch
             if name != "data_preprocessor":
                 part.to(dtype)
     model.requires_grad_(False)
-    return model.to(device)
+    model = model.to(device)
+    if can_prepack(device):
+        prepack(model.backbone)  # type: ignore[arg-type]
+    return model
 
 
 class Detector:

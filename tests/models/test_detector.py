@@ -31,7 +31,7 @@ def test_router_losses_are_among_the_detector_s(kind: str) -> None:
     total, logged = model.parse_losses(losses)  # type: ignore[operator]
     assert 0 < logged["loss_balance"] < logged["loss"]
     terms = sum(float(value.detach()) for name, value in logged.items() if "loss" in name)
-    assert 2 * float(logged["loss"]) == pytest.approx(terms, rel=1e-5)  # the sum is among them
+    assert 2 * float(logged["loss"].detach()) == pytest.approx(terms, rel=1e-5)  # the sum is among them
     assert 1 <= logged["busiest_expert"] <= 4
     total.backward()
     for layer in moe_layers(model):

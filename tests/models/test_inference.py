@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
 
 from pcmoe_det.datasets.shift import ShiftDataset
 from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
@@ -246,16 +247,28 @@ def test_nothing_is_downloaded() -> None:
     build_model(config).init_weights()  # type: ignore[operator]
 
 
-def test_many_sizes_in_one_run_do_not_mix_up_their_windows() -> None:
-    """More sizes than layouts are kept: results must not come from another size's bias."""
-    from pcmoe_det.models.windows import window_layout
+class Unordered(torch.nn.Module):
+    """A model whose detections come in no order, with boxes that reach over the edges."""
 
-    model = prepare_for_inference(build(cascade_rcnn()), dtype=torch.float32, device=CPU).backbone
-    images = [torch.randn(1, 3, 16 + 4 * (index % 9), 16 + 4 * (index // 9)) for index in range(60)]
-    window_layout.cache_clear()
-    with torch.inference_mode():
-        warm = [model(image)[0] for image in images]  # type: ignore[operator]
-        for image, before in zip(images, warm, strict=True):
-            window_layout.cache_clear()
-            model.train(False)  # type: ignore[union-attr]
-            assert torch.equal(model(image)[0], before)  # type: ignore[operator]
+    def data_preprocessor(self, data: dict[str, Any], training: bool) -> dict[str, Any]:
+        assert not training
+        return data
+
+    def predict(self, inputs: Any, samples: list[Any], *, rescale: bool) -> list[Any]:
+        assert rescale
+        samples[0].pred_instances = InstanceData(
+            bboxes=torch.tensor([[1.0, 2.0, 3.0, 4.0], [-5.0, -6.0, 999.0, 999.0], [7.0, 8.0, 9.0, 10.0]]),
+            scores=torch.tensor([0.25, 0.75, 0.5]).bfloat16(),
+            labels=torch.tensor([0, 1, 2], dtype=torch.int32),
+        )
+        return samples
+
+
+def test_order_edges_and_types_do_not_depend_on_the_model() -> None:
+    detector = Detector(Unordered(), class_names=SHIFT_CLASSES, long_side=0, score_threshold=0.25)
+    (found,) = detector.detect([picture(40, 60)])
+    assert found.scores.tolist() == [0.75, 0.5, 0.25]
+    assert found.class_ids.tolist() == [1, 2, 0]
+    assert found.boxes_xyxy.tolist() == [[0, 0, 60, 40], [7, 8, 9, 10], [1, 2, 3, 4]]
+    assert found.scores.dtype == np.float32
+    assert found.class_ids.dtype == np.int64

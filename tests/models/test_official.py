@@ -169,7 +169,7 @@ def no_model(path: Path) -> None:
 
 
 def with_code(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"model": {"x": print}}))
+    path.write_bytes(pickle.dumps({"model": {"x": print}}, protocol=2))
 
 
 @pytest.mark.parametrize(

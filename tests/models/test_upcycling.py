@@ -140,6 +140,17 @@ def test_logits_spread_as_asked() -> None:
         torch.testing.assert_close(weight.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
 
 
+def test_a_cluster_without_tokens_starts_again_elsewhere() -> None:
+    """Nine in ten tokens are of one kind, so all clusters start there and all but one go empty."""
+    kinds = torch.eye(4)[:3] * 3 + 1.0
+    label = torch.arange(3).repeat_interleave(torch.tensor([900, 50, 50]))
+    tokens = kinds[label]
+    for seed in range(5):
+        torch.manual_seed(seed)
+        chosen = (tokens @ cluster_gates(tokens, 3).T).argmax(1)
+        assert sorted(torch.bincount(chosen, minlength=3).tolist()) == [50, 50, 900]
+
+
 @pytest.mark.parametrize("tokens", [torch.ones(40, 6), torch.eye(6)[:2].repeat(20, 1), torch.zeros(40, 6)])
 def test_more_experts_than_kinds_of_tokens(tokens: Tensor) -> None:
     weight = cluster_gates(tokens, 5)

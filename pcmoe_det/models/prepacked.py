@@ -1,0 +1,88 @@
+"""Linear layers whose weights lie in the layout of the CPU's matrix kernels.
+
+oneDNN otherwise reorders a weight in every call. Measured on two cores at the sizes of the small model, with
+the GELU fused into the first layer of an FFN: 0.5 to 0.85 of the time of the plain layers in bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pcmoe_det.models.attention import WindowAttention
+from pcmoe_det.models.swin_moe import DenseFFN, PatchMerging, SwinMoEBlock
+
+__all__ = ["PrepackedFFN", "PrepackedLinear", "can_prepack", "prepack"]
+
+
+def can_prepack(device: torch.device) -> bool:
+    """Whether this build of torch has oneDNN's prepacked layers and runs them on ``device``."""
+    operators = torch.ops.mkldnn
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+    )
+
+
+class PrepackedLinear(nn.Module):
+    """``nn.Linear`` for inference on CPUs; has no parameters.
+
+    Args:
+        linear: Its weights are taken over.
+        gelu: Apply the exact GELU to the result.
+    """
+
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        self._after = ("gelu", "none") if gelu else ("none", "")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        kind, algorithm = self._after
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            tokens, self._weight, self._bias, kind, [], algorithm
+        )
+        return result
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, after={self._after[0]}"
+
+
+class PrepackedFFN(nn.Module):
+    """``DenseFFN`` for inference on CPUs."""
+
+    def __init__(self, ffn: DenseFFN) -> None:
+        super().__init__()
+        self.fc1 = PrepackedLinear(ffn.fc1, gelu=True)
+        self.fc2 = PrepackedLinear(ffn.fc2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[batch, length, channels]`` -> the same shape."""
+        result: Tensor = self.fc2(self.fc1(tokens))
+        return result
+
+
+def prepack(backbone: nn.Module) -> None:
+    """Replace the linear layers of a Swin-MoE's attention, dense FFNs and patch merging. In place.
+
+    Only for inference. Experts and gates stay as they are: experts are exchanged, gates are float32.
+    """
+    for module in list(backbone.modules()):
+        if isinstance(module, SwinMoEBlock) and isinstance(module.mlp, DenseFFN):
+            module.mlp = PrepackedFFN(module.mlp)
+        elif isinstance(module, WindowAttention):
+            _replace(module, "qkv")
+            _replace(module, "proj")
+        elif isinstance(module, PatchMerging):
+            _replace(module, "reduction")
+
+
+def _replace(module: nn.Module, name: str) -> None:
+    linear = getattr(module, name)
+    if isinstance(linear, nn.Linear):
+        setattr(module, name, PrepackedLinear(linear))
