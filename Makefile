@@ -20,7 +20,7 @@ $(STAMP): requirements.lock setup.py pyproject.toml
 # A clip the project makes itself, and what the shipped detector finds in it.
 demo: $(STAMP)
 	mkdir -p out
-	$(BIN)/python tools/make_street.py --output out/street.mp4 --seed 7 --frames 150 --size 640x360 --overwrite
+	$(BIN)/python tools/make_street.py --output out/street.mp4 --seed 8 --shift clear --frames 150 --size 640x360 --overwrite
 	$(BIN)/python tools/stream.py --source out/street.mp4 --output out/demo.mp4 --jsonl out/demo.jsonl --overwrite
 
 lint: $(STAMP)

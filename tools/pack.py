@@ -1,8 +1,4 @@
-#!/usr/bin/env python
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+"""Pack a model: experts as records on disk: see --help."""
 
 from pcmoe_det.cli.pack import entry
 

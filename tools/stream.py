@@ -1,4 +1,4 @@
-"""Detect objects in a video or a camera's pictures: see --help."""
+"""Detect objects in a video or a camera: see --help."""
 
 from pcmoe_det.cli.stream import entry
 

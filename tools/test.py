@@ -1,8 +1,4 @@
-#!/usr/bin/env python
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+"""Evaluate weights on a data set: see --help."""
 
 from pcmoe_det.cli.test import entry
 

@@ -1,8 +1,4 @@
-#!/usr/bin/env python
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+"""Train a detector: see --help."""
 
 from pcmoe_det.cli.train import entry
 

@@ -55,6 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
         f"backbone: {config['num_experts']} experts in blocks {config['moe_blocks']}, "
         f"embed_dims={config['embed_dims']}, depths={config['depths']}, window_size={config['window_size']}"
     )
+    print(f"start a detector with this backbone from it: pcmoe-train CONFIG --weights {arguments.output}")
     return EXIT_OK
 
 

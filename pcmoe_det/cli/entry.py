@@ -20,11 +20,18 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names defaults, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that all commands share (``--help``, ``--version``, ``--verbose``)."""
-    parser = argparse.ArgumentParser(
-        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     parser.add_argument("--verbose", action="store_true", help="log details, and tracebacks of errors")
     return parser

@@ -22,7 +22,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
-        "make_street", "Make street videos of moving vehicles and people, with exact boxes and track ids."
+        "pcmoe-make-street",
+        "Make street videos of moving vehicles and people, with exact boxes and track ids.",
     )
     parser.add_argument(
         "--output",

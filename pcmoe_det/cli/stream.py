@@ -98,7 +98,7 @@ class StopSignals:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("stream.py", "Detect objects in a video file or a camera's pictures.")
+    parser = make_parser("pcmoe-stream", "Detect objects in a video file or a camera's pictures.")
     source = parser.add_argument_group("source (one of)").add_mutually_exclusive_group(required=True)
     source.add_argument("--source", action="append", metavar="FILE", help="a video file")
     source.add_argument("--camera", type=_whole_number(0), metavar="N", help="a camera by its index, from 0")

@@ -24,7 +24,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work-dir", help="checkpoints, logs and curves; default: work_dirs/<config>")
     parser.add_argument("--data-root", help="folder in SHIFT's layout; default: the config's")
     parser.add_argument("--generated-root", help="generated frames to mix in; default: the config's")
-    parser.add_argument("--weights", help="start from these weights (.safetensors or .pth)")
+    parser.add_argument(
+        "--weights",
+        help="start from these weights (.safetensors or .pth): of the whole detector, or of its backbone "
+        "alone as pcmoe-convert-swin-moe writes them",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the work dir's last checkpoint")
     parser.add_argument("--threads", type=int, help="threads of torch in each process")
     parser.add_argument(

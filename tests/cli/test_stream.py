@@ -207,7 +207,7 @@ def test_the_tool_is_a_wrapper_and_a_missing_camera_is_one_sentence() -> None:
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("stream.py: error: camera 61 cannot be opened; ")
+    assert done.stderr.startswith("pcmoe-stream: error: camera 61 cannot be opened; ")
     assert done.stderr.count("\n") == 1
 
 
@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_ends_with_one_sentence_and_exit_code_1(tmp_path: P
     assert process.returncode == 1
     sentences = [line for line in err.splitlines() if not line.startswith("detected")]
     assert len(sentences) == 1
-    assert sentences[0].startswith(f"stream.py: error: {target} cannot be")
+    assert sentences[0].startswith(f"pcmoe-stream: error: {target} cannot be")
     assert not target.exists()
     partial = target.with_name(f"o.part{target.suffix}")
     assert partial.exists()
