@@ -35,7 +35,8 @@ def test_what_was_read_written_added_and_skipped_is_listed(tmp_path: Path) -> No
     assert f"skipped: {len(skipped)}" in lines
     assert "  head.weight (classification head)" in skipped
     assert len(tensors) == len(state) - len(skipped) + 1
-    assert lines[-1] == (
+    assert lines[-1].endswith(f"pcmoe-train CONFIG --weights {output}")
+    assert lines[-2] == (
         "backbone: 4 experts in blocks [[], [1]], embed_dims=8, depths=[1, 2], window_size=4"
     )
     assert info is not None
@@ -44,6 +45,7 @@ def test_what_was_read_written_added_and_skipped_is_listed(tmp_path: Path) -> No
     SwinMoE(**{key: value for key, value in info.model["backbone"].items() if key != "type"})
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_detector_starts_from_the_converted_backbone(tmp_path: Path) -> None:
     prefix, _ = write_shards(tmp_path)
     output = tmp_path / "w.safetensors"

@@ -163,6 +163,7 @@ def test_wrong_configs_give_one_line(tmp_path: Path, tiny_run: TinyRun, change: 
     assert str(config) in outcome.error_line()
 
 
+@pytest.mark.usefixtures("quick_to_end_workers")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named(tmp_path: Path, tiny_run: TinyRun, workers: int) -> None:
     write_split(tmp_path, "val", {"a": 2})

@@ -56,7 +56,8 @@ def test_its_weight_is_the_configured_one() -> None:
     values = []
     for weight in (1.0, 0.25):
         model = build(retina_net(balance_weight=weight, gate_noise=0.0)).train()
-        values.append(float(model.loss(*training_batch())["loss_balance"]))  # type: ignore[operator]
+        loss = model.loss(*training_batch())["loss_balance"]  # type: ignore[operator]
+        values.append(float(loss.detach()))
     assert values[1] == pytest.approx(0.25 * values[0], rel=1e-5)
 
 

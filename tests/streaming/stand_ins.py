@@ -166,7 +166,7 @@ class StandInSink:
         self.fail_in_close: BaseException | None = None
         self._fail_at, self._block = fail_at, block
 
-    def write(self, result, picture) -> None:  # noqa: ARG002
+    def write(self, result, picture) -> None:
         self.writing.set()
         if self._block:
             self.released.wait()

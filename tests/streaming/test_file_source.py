@@ -130,7 +130,7 @@ def _sound_only(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("nothing.mp4", lambda path: None, "there is no file"),  # noqa: ARG005
+        ("nothing.mp4", lambda path: None, "there is no file"),
         ("folder.mp4", lambda path: path.mkdir(), "is a folder"),
         ("empty.mp4", lambda path: path.touch(), "is empty"),
         ("text.mp4", lambda path: path.write_text("hello\n" * 100), "is not a video"),

@@ -184,7 +184,7 @@ def test_a_detector_error_reaches_the_caller_and_frees_the_reader() -> None:
 
 def test_a_detector_error_ends_a_reader_that_waits_for_its_source() -> None:
     class FailingDetector(StandInDetector):
-        def detect(self, images):  # noqa: ARG002
+        def detect(self, images):
             raise RuntimeError("no")
 
     source = StandInSource(20, is_live=True, wait_at=1)
@@ -237,7 +237,7 @@ def test_the_first_error_wins_and_later_ones_are_logged(caplog: pytest.LogCaptur
 )
 def test_a_detector_that_breaks_its_contract_is_an_error(answer, message: str) -> None:
     class BrokenDetector(StandInDetector):
-        def detect(self, images):  # noqa: ARG002
+        def detect(self, images):
             return answer
 
     with pytest.raises(StageError, match=message):
