@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
 
-__all__ = ["Accounting", "LayerCounts", "anonymous_memory_bytes"]
+__all__ = ["Accounting", "LayerCounts", "LoadReason", "anonymous_memory_bytes"]
+
+LoadReason = Literal["fill", "swap", "miss"]
+"""Why an expert was read: for the start, to adapt, or because a token wanted it now."""
 
 
 def anonymous_memory_bytes() -> int | None:
@@ -34,6 +37,7 @@ class LayerCounts:
         miss_experts: Experts that a frame wanted and that were not.
         swaps: Experts that came in for another, or into a free place, while frames ran.
         fills: Experts loaded before a first frame or after a reset.
+        miss_loads: Experts loaded because a token had missed them.
         evictions: Experts that went out.
     """
 
@@ -43,6 +47,7 @@ class LayerCounts:
     miss_experts: int = 0
     swaps: int = 0
     fills: int = 0
+    miss_loads: int = 0
     evictions: int = 0
 
 
@@ -80,27 +85,32 @@ class Accounting:
     def __post_init__(self) -> None:
         self.layers = [LayerCounts() for _ in self.specs]
 
-    def loaded(self, key: ExpertKey, num_bytes: int, *, seconds: float, fill: bool) -> None:
-        """An expert was read and became resident; ``fill``: not while frames ran."""
+    def loaded(self, key: ExpertKey, *, seconds: float, reason: LoadReason) -> None:
+        """An expert was read."""
         layer = self.layers[key.layer]
-        layer.fills += fill
-        layer.swaps += not fill
-        self.bytes_read += num_bytes
+        layer.fills += reason == "fill"
+        layer.swaps += reason == "swap"
+        layer.miss_loads += reason == "miss"
+        self.bytes_read += self.specs[key.layer].record_bytes
         self.load_seconds += seconds
         self._unused.add(key)
+
+    def forgotten(self, key: ExpertKey) -> None:
+        """An expert that was read for one use is gone; that is no eviction."""
+        self._unused.discard(key)
 
     def used(self, key: ExpertKey) -> None:
         """A token ran through a resident expert."""
         if key in self._unused:
             self._unused.remove(key)
-            self.useful_bytes += self.specs[key.layer].layout.record_bytes
+            self.useful_bytes += self.specs[key.layer].record_bytes
 
     def evicted(self, key: ExpertKey) -> None:
         """A resident expert left."""
         self.layers[key.layer].evictions += 1
         if key in self._unused:
             self._unused.remove(key)
-            self.wasted_bytes += self.specs[key.layer].layout.record_bytes
+            self.wasted_bytes += self.specs[key.layer].record_bytes
 
     def frame_done(self) -> None:
         """A frame was run; samples memory now and then."""

@@ -7,8 +7,6 @@ and policies (which experts), scheduler (when), miss handling (what an absent ex
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,12 +20,11 @@ from pcmoe_det.committee.accounting import Accounting
 from pcmoe_det.committee.budget import divide_budget
 from pcmoe_det.committee.importance import ImportanceTracker, frame_importance
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
-from pcmoe_det.committee.loading import BackgroundLoader, ImmediateLoader, Load, Loader
+from pcmoe_det.committee.memory import ExpertMemory
 from pcmoe_det.committee.miss_handling import MissHandling, handle_misses
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.patching import patch, restore
-from pcmoe_det.committee.policies.base import Policy, Swap
-from pcmoe_det.committee.residency import Residency
+from pcmoe_det.committee.policies.base import Policy
 from pcmoe_det.committee.scheduler import SwapScheduler
 from pcmoe_det.committee.slots import ExpertWeights
 from pcmoe_det.committee.store import ExpertStore
@@ -77,14 +74,22 @@ class Committee:
         self.specs: tuple[MoELayerSpec, ...] = tuple(store.layers)
         self.total_bytes = sum(spec.expert_bytes for spec in self.specs)
         self.top_k = top_k
+        self.on_miss = self._on_miss_by_layer()
         self.quotas = self._quotas(budget_bytes)
         if not policy.uses_budget:
             budget_bytes = self.total_bytes
-        self.on_miss = self._on_miss_by_layer()
-        self.residency = Residency(
-            self.specs, budget_bytes=budget_bytes, device=device or torch.device("cpu")
-        )
         self.accounting = Accounting(self.specs)
+        self.memory = ExpertMemory(
+            store,
+            budget_bytes=budget_bytes,
+            device=device or torch.device("cpu"),
+            synchronous=self.options.synchronous,
+            cache=policy.loads_on_miss,
+            transient_bytes=self._transient_bytes,
+            accounting=self.accounting,
+            outcome=self._load_ended,
+        )
+        self.residency = self.memory.residency
         self._scheduler = SwapScheduler(
             policy,
             self.residency,
@@ -92,20 +97,28 @@ class Committee:
             update_period=self.options.update_period,
             max_swaps_per_frame=self.options.max_swaps_per_frame,
         )
-        self._loader: Loader = ImmediateLoader(store) if self.options.synchronous else BackgroundLoader(store)
-        self._in_flight: list[tuple[ExpertKey, int | None]] = []
         self._streams: dict[str, ImportanceTracker] = {}
         self._stream = ""
         self._frame = 0
         self._filled = False
-        self._lru: OrderedDict[ExpertKey, None] = OrderedDict()
         self._frame_importance: list[NDArray[np.float64]] = []
+        self._random = torch.Generator().manual_seed(policy.seed)
         self._trace = trace
         self._frame_trace: FrameTrace | None = None
         self.frame_report: dict[str, int] = {}
         self._before = self.accounting.totals()
 
     # -- construction ---------------------------------------------------------------------------
+
+    @property
+    def _largest_bytes(self) -> int:
+        return max(spec.record_bytes for spec in self.specs)
+
+    @property
+    def _transient_bytes(self) -> int:
+        """Room for an expert that is read for one use, where misses load and it is not a cache."""
+        loads = "load" in self.on_miss and self.policy.uses_budget and not self.policy.loads_on_miss
+        return self._largest_bytes if loads else 0
 
     def _quotas(self, budget_bytes: int) -> tuple[int, ...]:
         """Residents per layer; an adapting policy keeps room for the largest record to load into."""
@@ -114,12 +127,12 @@ class Committee:
         if self.policy.loads_on_miss:
             self._check_cache(budget_bytes)
             return (0,) * len(self.specs)
-        reserve = max(spec.layout.record_bytes for spec in self.specs) if self.policy.adapts else 0
+        reserve = self._transient_bytes + (self._largest_bytes if self.policy.adapts else 0)
         return divide_budget(self.specs, budget_bytes, reserve_bytes=reserve, least=self.top_k)
 
     def _check_cache(self, budget_bytes: int) -> None:
         """A cache needs room for the largest expert, whatever it holds."""
-        largest = max(spec.layout.record_bytes for spec in self.specs)
+        largest = self._largest_bytes
         if budget_bytes < largest:
             raise UsageError(
                 f"an expert budget of {budget_bytes} bytes does not hold one expert of {largest} bytes; "
@@ -155,11 +168,7 @@ class Committee:
 
     def close(self) -> None:
         """Stop loading and return the memory. The committee cannot be used afterwards."""
-        self._loader.close()
-        for layer in range(len(self.specs)):
-            for expert in self.residency.residents(layer):
-                self.residency.evict(ExpertKey(layer, expert))
-        self.residency.release_idle()
+        self.memory.close()
 
     def report(self) -> dict[str, Any]:
         """Counters and settings so far, as plain data for results and summaries."""
@@ -202,7 +211,7 @@ class Committee:
 
     def reset(self) -> None:
         """Start anew: the residents of the beginning, nothing remembered. Counters go on."""
-        self._wait_for_loads()
+        self.wait_for_loads()
         self._scheduler.reset()
         self._streams.clear()
         self._filled = False
@@ -217,30 +226,38 @@ class Committee:
             UsageError: The budget is too small; nothing changes.
         """
         quotas = self._quotas(budget_bytes)
-        self._wait_for_loads()
+        self.wait_for_loads()
         if self.policy.uses_budget:
             self.residency.budget_bytes = budget_bytes
         self.quotas = self._scheduler.quotas = quotas
         self._scheduler.reset()
-        if self.policy.loads_on_miss:
-            while self.residency.mapped_bytes > budget_bytes and self._lru:
-                self._evict(next(iter(self._lru)))
-        else:
+        self.memory.shrink_cache()
+        if not self.policy.loads_on_miss:
             for layer, quota in enumerate(quotas):
                 values = self._importance(layer)
                 weakest = sorted(self.residency.residents(layer), key=lambda expert: (values[expert], expert))
                 for expert in weakest[: max(0, len(weakest) - quota)]:
-                    self._evict(ExpertKey(layer, expert))
+                    self.memory.evict(ExpertKey(layer, expert))
         self.residency.release_idle()
+
+    def wait_for_loads(self) -> None:
+        """Take in every load under way; for the end of a phase, not inside a live stream."""
+        self.memory.take_in(frame=self._frame, wait=True)
 
     # -- one frame ------------------------------------------------------------------------------
 
     def start_frame(self) -> None:
         """Frame boundary: take in what was loaded. Called by the patched backbone."""
         if not self._filled:
-            self._fill()
+            wanted = [
+                list(self.policy.initial_residents(spec, quota))
+                for spec, quota in zip(self.specs, self.quotas, strict=True)
+            ]
+            # What cannot be read now is filled in later; without a budget nobody expects an exchange.
+            self.memory.replace_residents(wanted, tolerant=self.policy.uses_budget)
+            self._filled = True
         self._before = self.accounting.totals()
-        self._take_in(self._loader.finished())
+        self.memory.take_in(frame=self._frame)
         self._frame_importance = []
         if self._trace is not None:
             self._frame_trace = FrameTrace(self._stream, self._frame)
@@ -249,13 +266,16 @@ class Committee:
         """Measure the unmasked routing of a layer and handle its misses. Called by ``MaskedGate``."""
         spec = self.specs[layer]
         counts = torch.bincount(routing.experts.reshape(-1), minlength=spec.num_experts)
+        numbers: list[int] = counts.tolist()
         if self.policy.adapts or self._frame_trace is not None:
-            importance = frame_importance(self.policy.importance, tokens, routing, spec, counts=counts)
+            importance = frame_importance(
+                self.policy.importance, tokens, routing, spec, counts=counts, generator=self._random
+            )
             self._frame_importance.append(importance.numpy())
             if self._frame_trace is not None:
-                self._frame_trace.add(counts.tolist(), importance.tolist())
+                self._frame_trace.add(numbers, importance.tolist())
         complete = self.residency.is_complete(layer)
-        self._count(layer, counts, complete)
+        self._count(layer, numbers, complete)
         if complete:
             return routing
         return handle_misses(
@@ -276,14 +296,7 @@ class Committee:
         Raises:
             StoreError: It had to be loaded and the store failed.
         """
-        key = ExpertKey(layer, expert)
-        found = self.residency.weights(layer, expert)
-        if found is None:
-            found = self._load_now(key)
-        if key in self._lru:
-            self._lru.move_to_end(key)
-        self.accounting.used(key)
-        return found
+        return self.memory.weights(ExpertKey(layer, expert))
 
     def end_frame(self) -> None:
         """Learn from the frame and start the next loads. Called by the patched backbone."""
@@ -291,11 +304,12 @@ class Committee:
         if self.policy.adapts:
             cut = self._tracker(self._stream).update(self._frame_importance)
         swaps = self._scheduler.plan(
-            self._frame, scene_cut=cut, importance=self._importance, in_flight=self._in_flight
+            self._frame, scene_cut=cut, importance=self._importance, in_flight=self.memory.in_flight
         )
         for swap in swaps:
-            if not self._start(swap):
+            if not self.memory.start(swap, frame=self._frame):
                 break
+            self._scheduler.started(swap)
         if self._trace is not None and self._frame_trace is not None:
             self._trace.write(self._frame_trace)
         self.accounting.frame_done()
@@ -320,10 +334,9 @@ class Committee:
             values += tracker.values(layer)
         return values
 
-    def _count(self, layer: int, counts: Tensor, complete: bool) -> None:
+    def _count(self, layer: int, counts: Sequence[int], complete: bool) -> None:
         entry = self.accounting.layers[layer]
-        numbers = counts.tolist()
-        for expert, number in enumerate(numbers):
+        for expert, number in enumerate(counts):
             if not number:
                 continue
             if complete or self.residency.is_resident(ExpertKey(layer, expert)):
@@ -333,94 +346,8 @@ class Committee:
                 entry.miss_tokens += number
                 entry.miss_experts += 1
 
-    def _fill(self) -> None:
-        """Load the initial residents, before the first frame and after a reset."""
-        for layer, (spec, quota) in enumerate(zip(self.specs, self.quotas, strict=True)):
-            wanted = list(self.policy.initial_residents(spec, quota))
-            for expert in self.residency.residents(layer):
-                if expert not in wanted:
-                    self._evict(ExpertKey(layer, expert))
-            for expert in wanted:
-                key = ExpertKey(layer, expert)
-                if not self.residency.is_resident(key):
-                    self._load_now(key)
-        self._filled = True
-
-    def _load_now(self, key: ExpertKey) -> ExpertWeights:
-        slot = self.residency.take_slot(key.layer)
-        while slot is None and self._lru:
-            self._evict(self._oldest(key.layer))
-            slot = self.residency.take_slot(key.layer)
-        if slot is None:
-            raise RuntimeError(f"no room for {key} within {self.residency.budget_bytes} bytes")
-        start = time.perf_counter()
-        try:
-            self.store.read_into(key, self.residency.pool(key.layer).buffer(slot))
-        except BaseException:
-            self.residency.give_back_slot(key.layer, slot)
-            self.accounting.failed_loads += 1
-            raise
-        self._make_resident(key, slot, seconds=time.perf_counter() - start)
-        found = self.residency.weights(key.layer, key.expert)
-        if found is None:
-            raise RuntimeError(f"{key} was loaded but is not resident")
-        return found
-
-    def _oldest(self, layer: int) -> ExpertKey:
-        """Least recently used; of this layer's layout if any, since such a slot needs no remapping."""
-        layout = self.specs[layer].layout
-        for key in self._lru:
-            if self.specs[key.layer].layout == layout:
-                return key
-        return next(iter(self._lru))
-
-    def _make_resident(self, key: ExpertKey, slot: int, *, seconds: float) -> None:
-        self.residency.put(key, slot)
-        if self.policy.loads_on_miss:
-            self._lru[key] = None
-        self.accounting.loaded(
-            key, self.specs[key.layer].record_bytes, seconds=seconds, fill=not self._filled
-        )
-
-    def _evict(self, key: ExpertKey) -> None:
-        self._lru.pop(key, None)
-        self.residency.evict(key)
-        self.accounting.evicted(key)
-
-    def _start(self, swap: Swap) -> bool:
-        """Begin loading; False where there is no room for another load now."""
-        slot = self.residency.take_slot(swap.layer)
-        if slot is None:
-            return False
-        key = ExpertKey(swap.layer, swap.incoming)
-        self._scheduler.started(swap)
-        self._in_flight.append((key, swap.outgoing))
-        self._loader.submit(
-            Load(
-                key,
-                slot,
-                self.residency.pool(swap.layer).buffer(slot),
-                swap.outgoing,
-                submitted_at_seconds=time.monotonic(),
-                submitted_frame=self._frame,
-            )
-        )
-        return True
-
-    def _take_in(self, loads: Sequence[Load]) -> None:
-        for load in loads:
-            self._in_flight.remove((load.key, load.outgoing))
-            if load.error is not None:
-                self.accounting.failed_loads += 1
-                self._scheduler.failed(load.key, self._frame)
-                self.residency.give_back_slot(load.key.layer, load.slot)
-                continue
-            self._scheduler.succeeded(load.key)
-            if load.outgoing is not None:
-                self._evict(ExpertKey(load.key.layer, load.outgoing))
-            self._make_resident(load.key, load.slot, seconds=load.seconds)
-            self.accounting.swap_wait_seconds += time.monotonic() - load.submitted_at_seconds
-            self.accounting.swap_wait_frames += self._frame - load.submitted_frame
-
-    def _wait_for_loads(self) -> None:
-        self._take_in(self._loader.finished(wait_for=len(self._in_flight)))
+    def _load_ended(self, key: ExpertKey, succeeded: bool) -> None:
+        if succeeded:
+            self._scheduler.succeeded(key)
+        else:
+            self._scheduler.failed(key, self._frame)

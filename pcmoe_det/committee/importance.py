@@ -19,7 +19,13 @@ ImportanceKind = Literal["eq1", "counts", "magnitude", "random"]
 
 
 def frame_importance(
-    kind: ImportanceKind, tokens: torch.Tensor, routing: Routing, spec: MoELayerSpec, *, counts: torch.Tensor
+    kind: ImportanceKind,
+    tokens: torch.Tensor,
+    routing: Routing,
+    spec: MoELayerSpec,
+    *,
+    counts: torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Importance of each expert of a layer for the tokens of one frame.
 
@@ -32,6 +38,7 @@ def frame_importance(
         routing: By the *unmasked* gate, so that absent experts earn their place too.
         spec: Of the layer.
         counts: ``[num_experts]`` choices per expert in ``routing``.
+        generator: Of ``random``.
 
     Returns:
         ``[num_experts]`` float64 on the CPU.
@@ -44,7 +51,7 @@ def frame_importance(
     if kind == "magnitude":
         return torch.tensor(spec.norms, dtype=torch.float64)
     if kind == "random":
-        return torch.rand(spec.num_experts, dtype=torch.float64)
+        return torch.rand(spec.num_experts, dtype=torch.float64, generator=generator)
     if kind != "eq1":
         raise UsageError(f"unknown importance {kind!r}; there are {', '.join(get_args(ImportanceKind))}")
     norms = tokens.float().norm(dim=1)

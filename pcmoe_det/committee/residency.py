@@ -49,14 +49,21 @@ class Residency:
         """Memory of all slots, whatever they are used for."""
         return sum(pool.mapped_bytes for pool in self._pools.values())
 
-    def take_slot(self, layer: int) -> int | None:
+    def take_slot(self, layer: int, *, keep_free_bytes: int = 0) -> int | None:
         """A slot to load into, or None where the budget has no room for one now.
 
         Idle slots of other layouts are given up for it.
+
+        Args:
+            layer: Whose expert is to be loaded.
+            keep_free_bytes: Budget that must be left over afterwards (idle slots count as left over).
         """
         pool = self.pool(layer)
+        needed = pool.layout.record_bytes
+        idle_bytes = sum(other.idle_bytes for other in self._pools.values())
+        if self.mapped_bytes - idle_bytes + needed + keep_free_bytes > self.budget_bytes:
+            return None
         if not pool.has_idle:
-            needed = pool.layout.record_bytes
             others = [other for other in self._pools.values() if other is not pool]
             while self.mapped_bytes + needed > self.budget_bytes:
                 if not any(other.unmap_idle() for other in others):

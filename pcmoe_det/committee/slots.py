@@ -63,6 +63,11 @@ class SlotPool:
         return bool(self._idle)
 
     @property
+    def idle_bytes(self) -> int:
+        """Memory of idle slots."""
+        return len(self._idle) * self.layout.record_bytes
+
+    @property
     def mapped_bytes(self) -> int:
         """Memory of slots in use and of idle ones."""
         return (self.max_slots - len(self._unmapped)) * self.layout.record_bytes

@@ -148,7 +148,7 @@ def test_asynchronous_ends_where_synchronous_does_on_one_repeated_frame() -> Non
             for _ in range(60):
                 run(model, frame)
                 if not synchronous:
-                    made.committee._wait_for_loads()
+                    made.committee.wait_for_loads()
             ends.append(residents(made.committee))
         made.committee.close()
     assert ends[0] == ends[1]
@@ -235,9 +235,9 @@ def test_counters_equal_an_independent_count() -> None:
             before = residents(committee)
             run(model, [frame])
             if frame is frames[0]:
-                filled = sum(store.reads.values()) - len(committee._in_flight)
+                filled = sum(store.reads.values()) - len(committee.memory.in_flight)
                 before = residents(committee)
-            committee._wait_for_loads()
+            committee.wait_for_loads()
             swaps += sum(len(set(a) - set(b)) for a, b in zip(residents(committee), before, strict=True))
     report = committee.accounting.to_json_dict()
     assert filled == sum(committee.quotas)
@@ -258,11 +258,11 @@ def test_a_failing_store_leaves_the_committee_as_it_was_and_is_retried() -> None
     made = make_committee(model, store=store)
     with made.committee.patched(model):
         run(model, frames[:1])
-        made.committee._wait_for_loads()
+        made.committee.wait_for_loads()
         before = residents(made.committee)
         store.all_broken = True
         run(model, frames[1:20])
-        made.committee._wait_for_loads()
+        made.committee.wait_for_loads()
         assert residents(made.committee) == before
         failures = made.committee.accounting.failed_loads
         assert 0 < failures < 19 * 2  # backed off
@@ -270,6 +270,41 @@ def test_a_failing_store_leaves_the_committee_as_it_was_and_is_retried() -> None
         run(model, frames[20:])
         assert residents(made.committee) != before
         assert made.committee.residency.mapped_bytes <= 0.5 * made.total_bytes
+
+
+@pytest.mark.parametrize("policy", ["pcmoe", "random_keep", "magnitude_keep"])
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.timeout(60)
+def test_loading_on_a_miss_is_exact_whatever_is_resident(policy: str, synchronous: bool) -> None:
+    model, frames = SmallDetector(), video(8)
+    expected = run(model, frames)
+    made = make_committee(model, policy=policy, budget=0.6, on_miss="load", synchronous=synchronous)
+    with made.committee.patched(model):
+        for frame, truth in zip(frames, expected, strict=True):
+            assert same(run(model, [frame]), [truth])
+            assert made.committee.residency.mapped_bytes <= 0.6 * made.total_bytes
+    made.committee.wait_for_loads()
+    report = made.committee.accounting.to_json_dict()
+    assert report["miss_loads"] == report["miss_experts"] > 0
+    made.committee.close()
+    assert made.committee.residency.mapped_bytes == 0
+
+
+def test_a_store_that_fails_at_the_start_is_filled_later() -> None:
+    model, frames = SmallDetector(), video(30)
+    store = CountingStore(model)
+    made = make_committee(model, store=store)
+    store.all_broken = True
+    with made.committee.patched(model):
+        assert all(feature.isfinite().all() for maps in run(model, frames[:3]) for feature in maps)
+        assert sum(map(len, residents(made.committee))) == 0
+        store.all_broken = False
+        run(model, frames[3:])
+        assert tuple(map(len, residents(made.committee))) == made.committee.quotas
+    exact = make_committee(model, store=store, policy="all")
+    store.all_broken = True
+    with exact.committee.patched(model), pytest.raises(ExpertReadError):
+        run(model, frames[:1])
 
 
 def test_on_demand_says_which_expert_the_store_refused() -> None:
