@@ -1,0 +1,94 @@
+"""``pcmoe-bench``: speed and memory as ratios measured in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.outputs import check_output_file, write_json
+from pcmoe_det.errors import UsageError
+
+__all__ = ["entry", "main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "pcmoe-bench",
+        "Measure variants in turn (A B A B) in one process and report medians and their ratio: absolute "
+        "times drift, ratios hold. Leave the machine alone meanwhile.",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    backbone = commands.add_parser("backbone", help="our dense backbone against mmdet's SwinTransformer")
+    backbone.add_argument("--size", default="256x416", metavar="HxW")
+    backbone.add_argument("--embed-dims", type=int, default=48)
+    backbone.add_argument("--window", type=int, default=7)
+    backbone.add_argument("--rounds", type=int, default=20)
+
+    committee = commands.add_parser("committee", help="frame times of policies on one packed model")
+    committee.add_argument("model", type=Path, help="packed model (tools/pack.py)")
+    committee.add_argument("--expert-budget", default="0.5", metavar="SHARE|SIZE")
+    committee.add_argument("--frames", type=int, default=100)
+    committee.add_argument("--size", default="360x640", metavar="HxW", help="of the generated frames")
+    committee.add_argument("--cold-reads", action="store_true")
+    committee.add_argument("--store-bandwidth", metavar="SIZE")
+
+    soak = commands.add_parser("soak", help="many frames with forced swaps: memory and counters")
+    soak.add_argument("model", type=Path, help="packed model")
+    soak.add_argument("--expert-budget", default="0.5", metavar="SHARE|SIZE")
+    soak.add_argument("--frames", type=int, default=20000)
+    soak.add_argument("--size", default="64x96", metavar="HxW")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UsageError(f"--size {text!r}: write it as HEIGHTxWIDTH, such as 256x416")
+    return int(height), int(width)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do the work of the command; returns the exit code."""
+    if arguments.json is not None:
+        check_output_file(arguments.json, overwrite=True)
+    size = _size(arguments.size)
+
+    import torch
+
+    from pcmoe_det.cli import bench_runs
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    result: dict[str, Any]
+    if arguments.command == "backbone":
+        result = bench_runs.compare_backbones(
+            size, embed_dims=arguments.embed_dims, window=arguments.window, rounds=arguments.rounds
+        )
+    elif arguments.command == "committee":
+        result = bench_runs.compare_policies(
+            arguments.model,
+            size,
+            budget=arguments.expert_budget,
+            frames=arguments.frames,
+            cold=arguments.cold_reads,
+            bandwidth=arguments.store_bandwidth,
+        )
+    else:
+        result = bench_runs.soak(
+            arguments.model, size, budget=arguments.expert_budget, frames=arguments.frames
+        )
+    print(json.dumps(result, indent=2))
+    if arguments.json is not None:
+        write_json(arguments.json, result)
+    return EXIT_OK
+
+
+def entry() -> int:
+    """Console script."""
+    return run(_parser(), main)
