@@ -59,7 +59,7 @@ def compare_backbones(size: tuple[int, int], *, embed_dims: int, window: int, ro
     ours.eval().requires_grad_(False)
     image = torch.randn(1, 3, *size)
     cpu = torch.device("cpu")
-    ready = {torch.float32: ours}
+    ready: dict[torch.dtype, torch.nn.Module] = {torch.float32: ours}
     if fast_bfloat16(cpu):
         ready[torch.bfloat16] = copy.deepcopy(ours).to(torch.bfloat16)
     if can_prepack(cpu):

@@ -28,29 +28,39 @@ def _series(records: Sequence[dict[str, float]], name: str) -> tuple[list[float]
 
 
 def draw_curves(work_dir: Path) -> Path | None:
-    """Write ``curves.png`` into the work dir; None where nothing was logged."""
+    """Write ``curves.png`` into the work dir, a panel for each kind of number that was logged.
+
+    Returns:
+        The picture, or None where nothing was logged.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     records = read_scalars(work_dir)
-    if not records:
+    logged = {name for record in records for name in record}
+    panels = {
+        "loss": sorted(name for name in logged if "loss" in name),
+        "validation, points": sorted(
+            name for name in logged if name in ("mAP50", "mAP") or name.startswith("mAP50/")
+        ),
+        "router: share of the busiest expert x experts (1 is even)": sorted(logged & {"busiest_expert"}),
+    }
+    shown = {title: names for title, names in panels.items() if names}
+    if not shown:
         return None
-    figure, (losses, points, router) = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
-    names = sorted({name for record in records for name in record if "loss" in name})
-    for name in names:
-        losses.plot(*_series(records, name), label=name, linewidth=2 if name == "loss" else 1)
-    losses.set(title="loss", xlabel="iteration", yscale="log")
-    for name in sorted({name for record in records for name in record if name.startswith("mAP")}):
-        if name in ("mAP50", "mAP") or name.startswith("mAP50/"):
-            points.plot(*_series(records, name), label=name, marker="o", markersize=3)
-    points.set(title="validation, points", xlabel="iteration", ylim=(0, None))
-    router.plot(*_series(records, "busiest_expert"), label="busiest expert's share x experts")
-    router.set(title="router (1 is an even load)", xlabel="iteration")
-    for axis in (losses, points, router):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7)
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(6 * len(shown), 4), squeeze=False, constrained_layout=True
+    )
+    for axis, (title, names) in zip(axes[0], shown.items(), strict=True):
+        for name in names:
+            thick = name in ("loss", "mAP50")
+            axis.plot(*_series(records, name), label=name, linewidth=2 if thick else 1, marker=".")
+        axis.set(title=title, xlabel="iteration")
+        if title == "loss":
+            axis.set_yscale("log")
+        axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     path = work_dir / "curves.png"
     figure.savefig(path, dpi=100)
