@@ -132,8 +132,16 @@ def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> Evaluation
         watch = _VideoWatch(opened.committee, keep=arguments.keep_committee)
         report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
         if opened.committee is not None:
-            report = replace(report, accounting=opened.committee.report())
+            report = replace(report, accounting=_over_processes(opened.committee))
         return report
+
+
+def _over_processes(committee: Committee) -> dict[str, Any]:
+    from mmengine.dist import all_gather_object
+
+    from pcmoe_det.committee.accounting import merge_reports
+
+    return merge_reports(all_gather_object(committee.report()))
 
 
 def _settings(arguments: argparse.Namespace, model: nn.Module) -> dict[str, object]:

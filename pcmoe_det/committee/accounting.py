@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
 
-__all__ = ["Accounting", "LayerCounts", "LoadReason", "anonymous_memory_bytes"]
+__all__ = ["Accounting", "LayerCounts", "LoadReason", "anonymous_memory_bytes", "merge_reports"]
 
 LoadReason = Literal["fill", "swap", "miss"]
 """Why an expert was read: for the start, to adapt, or because a token wanted it now."""
@@ -146,3 +146,28 @@ class Accounting:
                 for spec, layer in zip(self.specs, self.layers, strict=True)
             ],
         }
+
+
+def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of the committees of several processes, each with its own videos: counts are added.
+
+    Bytes in memory are those of one process (every process has a committee of its own).
+    """
+    merged = dict(reports[0])
+    if len(reports) == 1:
+        return merged
+    merged.pop("summary", None)
+    for name in ("frames", "bytes_read", "useful_bytes", "wasted_bytes", "failed_loads", *_COUNTS, *_WAITS):
+        merged[name] = sum(report[name] for report in reports)
+    choices = merged["hit_tokens"] + merged["miss_tokens"]
+    merged["hit_rate"] = merged["hit_tokens"] / choices if choices else None
+    merged["layers"] = [
+        {**layers[0], **{name: sum(layer[name] for layer in layers) for name in _COUNTS}}
+        for layers in zip(*(report["layers"] for report in reports), strict=True)
+    ]
+    merged["processes"] = len(reports)
+    return merged
+
+
+_COUNTS = tuple(LayerCounts.__dataclass_fields__)
+_WAITS = ("load_seconds", "swap_wait_seconds", "swap_wait_frames")

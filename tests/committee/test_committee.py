@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pcmoe_det.committee.accounting import merge_reports
 from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.miss_handling import handle_misses
 from pcmoe_det.committee.modules import MaskedGate
@@ -250,6 +251,23 @@ def test_counters_equal_an_independent_count() -> None:
     size = {spec.index: spec.layout.record_bytes for spec in committee.specs}
     assert report["bytes_read"] == sum(size[key.layer] * count for key, count in store.reads.items())
     assert report["useful_bytes"] + report["wasted_bytes"] <= report["bytes_read"]
+
+
+def test_reports_of_two_processes_are_added() -> None:
+    reports = []
+    for seed in (0, 1):
+        model = SmallDetector()
+        made = make_committee(model)
+        with made.committee.patched(model):
+            run(model, video(3 + seed, seed=seed))
+        reports.append(made.committee.report())
+    merged = merge_reports(reports)
+    assert merged["frames"] == 7
+    for name in ("hit_tokens", "miss_tokens", "swaps", "fills", "bytes_read"):
+        assert merged[name] == reports[0][name] + reports[1][name]
+    assert sum(layer["hit_tokens"] for layer in merged["layers"]) == merged["hit_tokens"]
+    assert merged["expert_bytes"] == reports[0]["expert_bytes"]
+    assert merge_reports(reports[:1]) == reports[0]
 
 
 def test_a_failing_store_leaves_the_committee_as_it_was_and_is_retried() -> None:
