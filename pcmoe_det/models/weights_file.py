@@ -90,6 +90,7 @@ def save_weights(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, str(part), metadata={_KEY: description})
+        part.chmod(0o644)  # safetensors makes files that only their owner may read
         part.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
