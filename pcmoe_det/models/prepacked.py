@@ -72,14 +72,21 @@ def prepack(backbone: nn.Module) -> None:
 
     Only for inference. Experts and gates stay as they are: experts are exchanged, gates are float32.
     """
-    for module in list(backbone.modules()):
-        if isinstance(module, SwinMoEBlock) and isinstance(module.mlp, DenseFFN):
-            module.mlp = PrepackedFFN(module.mlp)
-        elif isinstance(module, WindowAttention):
-            _replace(module, "qkv")
-            _replace(module, "proj")
-        elif isinstance(module, PatchMerging):
-            _replace(module, "reduction")
+    # Only what holds a layer is listed, not the layer: its weights must go before the next are packed.
+    holders = [
+        module
+        for module in backbone.modules()
+        if isinstance(module, SwinMoEBlock | WindowAttention | PatchMerging)
+    ]
+    for holder in holders:
+        if isinstance(holder, SwinMoEBlock):
+            if isinstance(holder.mlp, DenseFFN):
+                holder.mlp = PrepackedFFN(holder.mlp)
+        elif isinstance(holder, WindowAttention):
+            _replace(holder, "qkv")
+            _replace(holder, "proj")
+        else:
+            _replace(holder, "reduction")
 
 
 def _replace(module: nn.Module, name: str) -> None:
