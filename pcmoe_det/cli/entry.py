@@ -59,6 +59,10 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], in
             logging.getLogger(__name__).exception("the command failed")
         print(f"{parser.prog}: error: {_sentence(error)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has left (`| head`). Python would complain once more when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -177,3 +177,19 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         write_json(path, {"a": 2})
     assert path.read_text() == '{\n  "a": 1.5\n}\n'
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    script = (
+        "import sys; from pcmoe_det.cli.entry import make_parser, run; sys.argv = ['x'];"
+        "work = lambda _: [print(n, flush=True) for n in range(10**6)] and 0;"
+        "raise SystemExit(run(make_parser('x', 'y'), work))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
