@@ -11,8 +11,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from pcmoe_det.cli.configs import point_at_data, read_config
+from pcmoe_det.cli.configs import point_at_data
 from pcmoe_det.evaluation.metric import REQUIRED_META_KEYS
+from pcmoe_det.models.config_files import read_config
 from pcmoe_det.models.experts import experts_without_memory
 from pcmoe_det.models.inference import build_model, info_from_config
 from pcmoe_det.models.moe import MoELayer
@@ -102,7 +103,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("path", STATIC, ids=lambda path: path.stem)
 def test_the_data_pipelines_run(path: Path, street: Path) -> None:
-    config = read_config(str(path))
+    config = read_config(path)
     point_at_data(config, data_root=str(street), generated_root=str(street))
     init_default_scope("mmdet")
     train = DATASETS.build(config.train_dataloader.dataset)
@@ -130,7 +131,7 @@ def test_optimiser_schedule_and_hooks_build(
 
     # Formatting the config's text takes longer than all the rest.
     monkeypatch.setattr(mmengine.config.config, "FormatCode", lambda text, **_: (text, False))
-    config = read_config(str(path))
+    config = read_config(path)
     point_at_data(config, data_root=str(street), generated_root=str(street))
     config.work_dir = str(tmp_path)
     for loader in (config.train_dataloader, config.val_dataloader):
@@ -149,7 +150,7 @@ def test_optimiser_schedule_and_hooks_build(
 
 
 def test_roots_are_replaced_everywhere_and_only_where_they_stood() -> None:
-    config = read_config(str(CONFIGS / "small" / "cascade_swin_moe_small_8e.py"))
+    config = read_config(CONFIGS / "small" / "cascade_swin_moe_small_8e.py")
     point_at_data(config, data_root="/mine", generated_root=None)
     roots = re.findall(r"'data_root': '([^']*)'", str(config.train_dataloader.to_dict()))
     assert sorted(roots) == ["/mine", "/mine", "data/generated"]

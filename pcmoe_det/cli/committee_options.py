@@ -127,7 +127,7 @@ def _packed(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Pack
     """The packed model itself, or plain weights packed into a temporary folder."""
     from pcmoe_det.committee.packed_model import PackedModel, is_packed
     from pcmoe_det.committee.packing import pack
-    from pcmoe_det.models.inference import fast_bfloat16, info_from_config
+    from pcmoe_det.models.inference import inference_dtype, info_from_config
 
     if is_packed(path):
         return PackedModel.open(path)
@@ -136,14 +136,11 @@ def _packed(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Pack
     import torch
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pcmoe-pack-")))
-    low = arguments.dtype == "bfloat16" or (
-        arguments.dtype == "auto" and fast_bfloat16(torch.device(arguments.device))
-    )
     return pack(
         None if arguments.config is None else info_from_config(Path(arguments.config)),
         path,
         folder / "packed",
-        dtype=torch.bfloat16 if low else torch.float32,
+        dtype=inference_dtype(arguments.dtype, torch.device(arguments.device)),
     )
 
 

@@ -113,11 +113,11 @@ def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> Evaluation
     import torch
 
     import pcmoe_det.models.registry  # noqa: F401
-    from pcmoe_det.cli.configs import read_config
     from pcmoe_det.evaluation.loop import run_evaluation
     from pcmoe_det.evaluation.metric import ShiftMetric
+    from pcmoe_det.models.config_files import read_config
 
-    config = read_config(arguments.config)
+    config = read_config(Path(arguments.config))
     loader = _data_loader(config, arguments)
     torch.manual_seed(config.get("randomness", {}).get("seed", 0) or 0)
     with open_detector(arguments.checkpoint, arguments, score_threshold=0.0) as opened:

@@ -204,11 +204,12 @@ def main(arguments: argparse.Namespace) -> int:
     with process_group(arguments.launcher):
         import torch
 
-        from pcmoe_det.cli.configs import point_at_data, read_config
+        from pcmoe_det.cli.configs import point_at_data
+        from pcmoe_det.models.config_files import read_config
 
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        config = read_config(arguments.config)
+        config = read_config(Path(arguments.config))
         point_at_data(config, data_root=arguments.data_root, generated_root=arguments.generated_root)
         _change(config, arguments.set)
         _prepare(config, arguments)

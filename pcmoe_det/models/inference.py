@@ -13,13 +13,14 @@ import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import pcmoe_det.models.registry  # noqa: F401  (registers the model types)
 from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
+from pcmoe_det.models.config_files import read_config
 from pcmoe_det.models.detector import use_low_precision
 from pcmoe_det.models.prepacked import can_prepack, prepack
 from pcmoe_det.models.weights_file import WeightsInfo, load_into, read_weights
@@ -29,6 +30,7 @@ __all__ = [
     "Detector",
     "build_model",
     "fast_bfloat16",
+    "inference_dtype",
     "info_from_config",
     "load_detector",
     "prepare_for_inference",
@@ -50,14 +52,7 @@ def info_from_config(path: Path) -> WeightsInfo:
     Raises:
         ConfigError: The file is missing, is not a config, or has no model.
     """
-    if not path.is_file():
-        raise ConfigError(f"no config at {path}; the shipped ones are in configs/")
-    try:
-        config = Config.fromfile(str(path))
-    except Exception as error:  # a config is Python: anything can go wrong in it
-        raise ConfigError(f"{path} is not a readable config ({type(error).__name__}: {error})") from error
-    if "model" not in config:
-        raise ConfigError(f"{path} has no 'model'; it is a part for _base_, not a whole config")
+    config = read_config(path)
     model = config.model.to_dict() if isinstance(config.model, ConfigDict) else dict(config.model)
     return WeightsInfo(model=model, class_names=SHIFT_CLASSES, long_side=int(config.get("long_side", 0)))
 
@@ -102,6 +97,12 @@ def fast_bfloat16(device: torch.device) -> bool:
         return False
     flags = Path("/proc/cpuinfo")
     return not flags.is_file() or any(name in flags.read_text() for name in ("amx_bf16", "avx512_bf16"))
+
+
+def inference_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
+    """Dtype of features and heads: ``auto`` is bfloat16 where the hardware is fast in it."""
+    low = choice == "bfloat16" or (choice == "auto" and fast_bfloat16(device))
+    return torch.bfloat16 if low else torch.float32
 
 
 def prepare_for_inference(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -241,8 +242,7 @@ def load_detector(
         )
     built = build_model({**info.model, "precision": "float32"} if "precision" in info.model else info.model)
     load_into(built, tensors, source=str(path))
-    low = dtype == "bfloat16" or (dtype == "auto" and fast_bfloat16(target))
-    prepared = prepare_for_inference(built, dtype=torch.bfloat16 if low else torch.float32, device=target)
+    prepared = prepare_for_inference(built, dtype=inference_dtype(dtype, target), device=target)
     return Detector(
         prepared, class_names=info.class_names, long_side=info.long_side, score_threshold=score_threshold
     )
