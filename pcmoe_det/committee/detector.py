@@ -41,6 +41,14 @@ class CommitteeDetector:
             found.append(replace(detections, accounting=dict(self._committee.frame_report)))
         return found
 
+    def select_stream(self, source_id: str) -> None:
+        """The following pictures are of this source; importance is kept per source."""
+        self._committee.select_stream(source_id)
+
+    def forget_stream(self, source_id: str) -> None:
+        """What this source showed so far no longer counts."""
+        self._committee.forget_stream(source_id)
+
     def accounting(self) -> dict[str, Any]:
         """The committee's totals."""
         return self._committee.report()
