@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
@@ -60,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         "--archive", default="zip", choices=("zip", "tar", "folder"), help="how pictures are kept"
     )
     layout.add_argument("--jpeg-quality", type=int, default=92, metavar="1-100", help="of the pictures")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        metavar="N",
+        help="processes that draw, a video each (data sets; the files are the same for any number)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace output that is there")
     return parser
 
@@ -67,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from pcmoe_det.datasets.street_video import StreetFrame, StreetVideo
+    from pcmoe_det.datasets.street_video import StreetVideo
     from pcmoe_det.datasets.street_writer import write_clip, write_shift_split
 
     if arguments.videos < 1:
@@ -91,12 +99,10 @@ def _work(arguments: argparse.Namespace) -> int:
         for index in range(arguments.videos)
     ]
     with tqdm(total=arguments.videos * arguments.frames, unit="frame", disable=None) as bar:
-
-        def count(_: StreetFrame) -> None:
-            bar.update()
-
         if clip:
-            written = write_clip(arguments.output, videos[0], overwrite=arguments.overwrite, on_frame=count)
+            written = write_clip(
+                arguments.output, videos[0], overwrite=arguments.overwrite, on_frame=bar.update
+            )
         else:
             written = write_shift_split(
                 arguments.output,
@@ -107,7 +113,8 @@ def _work(arguments: argparse.Namespace) -> int:
                 archive=arguments.archive,
                 jpeg_quality=arguments.jpeg_quality,
                 overwrite=arguments.overwrite,
-                on_frame=count,
+                workers=arguments.workers,
+                on_frame=bar.update,
             )
     print(f"wrote {written}: {arguments.videos} video(s) of {arguments.frames} frames")
     return EXIT_OK

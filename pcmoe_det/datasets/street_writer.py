@@ -15,20 +15,17 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from pcmoe_det.datasets.street_video import StreetFrame, StreetVideo
+from pcmoe_det.datasets.street_video import StreetVideo
+from pcmoe_det.datasets.street_workers import encoded_frames
 from pcmoe_det.errors import OutputError, UsageError
 from pcmoe_det.structures import SHIFT_CLASSES
 
 __all__ = ["Archive", "write_clip", "write_shift_split"]
 
 Archive = Literal["zip", "folder", "tar"]
-Progress = Callable[[StreetFrame], None]
+Progress = Callable[[], None]
 
 
 class _Sink(Protocol):
@@ -90,10 +87,10 @@ class _LabelFile:
     def __enter__(self) -> _LabelFile:
         return self
 
-    def add(self, frame: StreetFrame) -> None:
+    def add(self, label: dict[str, Any]) -> None:
         self._file.write("" if self._first else ",\n")
         self._first = False
-        json.dump(frame.as_scalabel(), self._file)
+        json.dump(label, self._file)
 
     def finish(self) -> None:
         self._file.write('\n], "config": ')
@@ -130,6 +127,7 @@ def write_shift_split(
     archive: Archive = "zip",
     jpeg_quality: int = 92,
     overwrite: bool = False,
+    workers: int = 1,
     on_frame: Progress | None = None,
 ) -> Path:
     """Write ``<root>/<subset>/<split>/<view>/`` with pictures and ``det_2d.json``.
@@ -147,17 +145,20 @@ def write_shift_split(
         archive: ``zip``, ``tar`` or ``folder``.
         jpeg_quality: 1-100.
         overwrite: Replace a split that is there.
+        workers: Processes that draw, a video each; the files are the same for any number.
         on_frame: Called after each frame.
 
     Returns:
         The folder that was written.
 
     Raises:
-        UsageError: No videos, two of one name, another view, an unknown archive kind or quality.
+        UsageError: No videos, two of one name, another view, an unknown archive kind or quality, no workers.
         OutputError: The split exists already, or cannot be written.
     """
     shots = list(videos)
     _check(shots, view=view, archive=archive, jpeg_quality=jpeg_quality)
+    if workers < 1:
+        raise UsageError(f"{workers} workers cannot draw; use 1 or more")
     target = Path(root) / subset / split / view
     if target.exists() and not overwrite:
         raise OutputError(f"{target} already exists; choose another folder or use --overwrite to replace it")
@@ -171,6 +172,7 @@ def write_shift_split(
             archive,
             jpeg_quality,
             decompressed=subset.rstrip("/").endswith("videos"),
+            workers=workers,
             on_frame=on_frame,
         )
         if target.exists():
@@ -207,6 +209,7 @@ def _write_split(
     jpeg_quality: int,
     *,
     decompressed: bool,
+    workers: int,
     on_frame: Progress | None,
 ) -> None:
     config: dict[str, object] = {
@@ -216,22 +219,16 @@ def _write_split(
     sink = _open_sink(folder, archive, decompressed=decompressed)
     try:
         with _LabelFile(folder / "det_2d.json", config) as labels:
-            for shot in shots:
-                for frame in shot:
-                    sink.add(f"{shot.name}/{frame.file_name()}", _jpeg(frame.image, jpeg_quality))
-                    labels.add(frame)
-                    if on_frame is not None:
-                        on_frame(frame)
+            for frame in encoded_frames(
+                shots, jpeg_quality=jpeg_quality, workers=workers, spool_folder=folder
+            ):
+                sink.add(frame.member, frame.jpeg)
+                labels.add(frame.label)
+                if on_frame is not None:
+                    on_frame()
             labels.finish()
     finally:
         sink.close()
-
-
-def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
-    done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise OutputError(f"cannot encode a frame of {image.shape[1]}x{image.shape[0]} as JPEG")
-    return bytes(content)
 
 
 def write_clip(
@@ -277,7 +274,7 @@ def write_clip(
             for frame in video:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.image, format="bgr24")))
                 if on_frame is not None:
-                    on_frame(frame)
+                    on_frame()
             container.mux(stream.encode())
         partial.replace(path)
     except (OSError, av.FFmpegError) as error:

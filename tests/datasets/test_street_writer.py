@@ -97,7 +97,7 @@ def test_existing_output_is_kept_unless_told(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    def fail(_: object) -> None:
+    def fail() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
