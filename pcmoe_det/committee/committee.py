@@ -284,6 +284,7 @@ class Committee:
             gate,
             self.residency.mask(layer),
             rerank_bound=self.options.rerank_bound,
+            stand_in_weight=self.options.stand_in_weight,
         )
 
     def run_order(self, layer: int, experts: Sequence[int]) -> list[int]:

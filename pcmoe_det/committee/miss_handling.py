@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from pcmoe_det.models.gates import Gate, Routing
+from pcmoe_det.models.stand_ins import StandInWeight, with_stand_ins
 
 __all__ = ["MissHandling", "handle_misses"]
 
@@ -15,14 +16,19 @@ MissHandling = Literal["exchange", "skip", "rerank", "load"]
 
 
 def handle_misses(
-    handling: MissHandling, routing: Routing, gate: Gate, resident: torch.Tensor, *, rerank_bound: float
+    handling: MissHandling,
+    routing: Routing,
+    gate: Gate,
+    resident: torch.Tensor,
+    *,
+    rerank_bound: float,
+    stand_in_weight: StandInWeight,
 ) -> Routing:
     """Reroute the tokens that the unmasked routing sends to absent experts.
 
     Tokens whose experts are all resident keep their routing to the bit.
 
-    - ``exchange``: the best resident expert, with *its own* gate score as weight. A token that wanted
-      another expert clearly thus gets little of the stand-in, one that was undecided much.
+    - ``exchange``: the best resident expert, with the gate weight that ``stand_in_weight`` says.
     - ``skip``: no expert; the residual passes. Weights of the kept choices stay.
     - ``rerank``: exchange where the resident's score is at least ``rerank_bound`` times the score of
       the expert it stands in for, else skip.
@@ -31,9 +37,10 @@ def handle_misses(
     Args:
         handling: See above.
         routing: By the unmasked gate.
-        gate: For ``top_k`` and ``normalize``.
+        gate: For ``normalize``.
         resident: ``[num_experts]`` bool.
         rerank_bound: 0 to 1.
+        stand_in_weight: Of ``exchange`` and ``rerank``.
 
     Returns:
         The routing to carry out.
@@ -41,21 +48,12 @@ def handle_misses(
     present = resident[routing.experts]
     if handling == "load" or bool(present.all()):
         return routing
-    kept = present if routing.kept is None else present & routing.kept
     if handling == "skip" or not bool(resident.any()):
-        return replace(routing, kept=kept)
-    missing = ~present.all(dim=1)
-    scores = routing.scores[missing].masked_fill(~resident, 0.0)
-    weights, experts = scores.topk(gate.top_k, dim=1)
-    usable = weights > 0
-    if handling == "rerank":
-        usable &= weights >= rerank_bound * routing.scores[missing].gather(1, routing.experts[missing])
-    if gate.top_k > 1 and gate.normalize:
-        total = routing.scores[missing].gather(1, routing.experts[missing]).sum(dim=1, keepdim=True)
-        weights = weights / total.clamp_min(torch.finfo(weights.dtype).eps)
-    all_experts, all_weights = routing.experts.clone(), routing.weights.clone()
-    all_kept = torch.ones_like(present) if routing.kept is None else routing.kept.clone()
-    all_experts[missing], all_weights[missing], all_kept[missing] = experts, weights, usable
-    if bool(all_kept.all()):
-        return replace(routing, experts=all_experts, weights=all_weights)
-    return replace(routing, experts=all_experts, weights=all_weights, kept=all_kept)
+        return replace(routing, kept=present if routing.kept is None else present & routing.kept)
+    exchanged = with_stand_ins(routing, resident, weight=stand_in_weight, normalize=gate.normalize)
+    if handling == "exchange":
+        return exchanged
+    own = routing.scores.gather(1, exchanged.experts)
+    wanted = routing.scores.gather(1, routing.experts)
+    near = (own >= rerank_bound * wanted) | present.all(dim=1, keepdim=True)
+    return replace(exchanged, kept=near if exchanged.kept is None else near & exchanged.kept)

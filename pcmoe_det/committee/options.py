@@ -7,6 +7,7 @@ from typing import get_args
 
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.errors import UsageError
+from pcmoe_det.models.stand_ins import StandInWeight
 
 __all__ = ["CommitteeOptions"]
 
@@ -19,6 +20,7 @@ class CommitteeOptions:
         on_miss: What happens to a token whose expert is absent, for all layers or one per layer; None
             is the policy's own choice.
         rerank_bound: See ``handle_misses``.
+        stand_in_weight: Gate weight of an expert that stands in for an absent one.
         update_period: Frames between updates of the committee.
         max_swaps_per_frame: Most loads started after one frame.
         synchronous: Load between frames instead of in the background. Deterministic, for evaluation.
@@ -28,6 +30,7 @@ class CommitteeOptions:
 
     on_miss: MissHandling | tuple[MissHandling, ...] | None = None
     rerank_bound: float = 0.3
+    stand_in_weight: StandInWeight = "wanted"
     update_period: int = 1
     max_swaps_per_frame: int = 2
     synchronous: bool = False
@@ -41,6 +44,9 @@ class CommitteeOptions:
                 raise UsageError(
                     f"unknown miss handling {handling!r}; choose {', '.join(get_args(MissHandling))}"
                 )
+        if self.stand_in_weight not in get_args(StandInWeight):
+            allowed = ", ".join(get_args(StandInWeight))
+            raise UsageError(f"unknown stand-in weight {self.stand_in_weight!r}; choose {allowed}")
         for name, value in (("rerank_bound", self.rerank_bound), ("scene_cut", self.scene_cut)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; it must be between 0 and 1")

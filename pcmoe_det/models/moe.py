@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pcmoe_det.models.balance import importance_and_load_loss
 from pcmoe_det.models.experts import ExpertFFN
 from pcmoe_det.models.gates import Gate, Routing
+from pcmoe_det.models.stand_ins import StandInWeight, random_committees, with_stand_ins
 
 __all__ = ["MoELayer", "within_capacity"]
 
@@ -51,13 +52,26 @@ class MoELayer(nn.Module):
         experts: The expert FFNs.
         capacity_factor: Limit tokens per expert to this multiple of an even share, with
             batch-prioritised routing; None is dropless (the rule at inference).
+        committee_probability: In training, the share of images whose tokens find only a random committee
+            of the experts, so that the model learns to do with one.
+        stand_in_weight: Gate weight of the experts that then stand in for absent ones.
     """
 
-    def __init__(self, gate: Gate, experts: ExpertFFN, *, capacity_factor: float | None = None) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        experts: ExpertFFN,
+        *,
+        capacity_factor: float | None = None,
+        committee_probability: float = 0.0,
+        stand_in_weight: StandInWeight = "wanted",
+    ) -> None:
         super().__init__()
         self.gate = gate
         self.experts = experts
         self.capacity_factor = capacity_factor
+        self.committee_probability = committee_probability
+        self.stand_in_weight: StandInWeight = stand_in_weight
         self.balance_loss: Tensor | None = None
         self.tokens_per_expert: Tensor | None = None
 
@@ -75,7 +89,16 @@ class MoELayer(nn.Module):
                 self.tokens_per_expert = torch.bincount(
                     routing.experts.reshape(-1), minlength=self.gate.num_experts
                 )
+            if self.committee_probability > 0:
+                routing = self._in_committees(routing, batch=tokens.shape[0])
         if self.capacity_factor is not None:
             kept = within_capacity(routing, capacity_factor=self.capacity_factor)
             routing = replace(routing, kept=kept)
         return self.experts(flat, routing).view_as(tokens)
+
+    def _in_committees(self, routing: Routing, *, batch: int) -> Routing:
+        resident = random_committees(routing.scores, batch=batch, probability=self.committee_probability)
+        if resident is None:
+            return routing
+        normalize = self.gate.normalize
+        return with_stand_ins(routing, resident, weight=self.stand_in_weight, normalize=normalize)

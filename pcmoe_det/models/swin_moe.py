@@ -147,6 +147,8 @@ class SwinMoE(BaseModule):
         top_k: Experts per token.
         normalize_gate: Make a token's gate weights sum to one where ``top_k`` > 1.
         capacity_factor: See ``MoELayer``; None is dropless.
+        committee_probability: Share of training images that find only a random committee of the experts of a
+            layer (see ``MoELayer``); 0 trains with all of them.
         moe_drop: Dropout inside the experts, in training.
         moe_init_std: Standard deviation of the experts' initial weights.
         balance_weight: Weight of the load-balancing loss.
@@ -176,6 +178,7 @@ class SwinMoE(BaseModule):
         top_k: int = 1,
         normalize_gate: bool = True,
         capacity_factor: float | None = None,
+        committee_probability: float = 0.0,
         moe_drop: float = 0.0,
         moe_init_std: float = 0.005,
         balance_weight: float = 0.01,
@@ -212,7 +215,12 @@ class SwinMoE(BaseModule):
             )
             experts = ExpertFFN(channels, hidden, num_experts, drop=moe_drop, init_std=moe_init_std)
             experts.fc2_bias.requires_grad_(fc2_bias)
-            return MoELayer(router, experts, capacity_factor=capacity_factor)
+            return MoELayer(
+                router,
+                experts,
+                capacity_factor=capacity_factor,
+                committee_probability=committee_probability,
+            )
 
         self.stages = nn.ModuleList()
         for stage, depth in enumerate(depths):

@@ -393,7 +393,14 @@ def test_tokens_whose_experts_are_resident_keep_their_routing(top_k: int) -> Non
     resident = torch.tensor([True, False, True, True, False, True])
     present = resident[routing.experts].all(dim=1)
     for handling in ("exchange", "skip", "rerank"):
-        handled = handle_misses(handling, routing, gate, resident, rerank_bound=0.5)  # type: ignore[arg-type]
+        handled = handle_misses(
+            handling,  # type: ignore[arg-type]
+            routing,
+            gate,
+            resident,
+            rerank_bound=0.5,
+            stand_in_weight="own",
+        )
         assert torch.equal(handled.experts[present], routing.experts[present])
         assert torch.equal(handled.weights[present], routing.weights[present])
         kept = (
