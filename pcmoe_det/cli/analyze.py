@@ -30,6 +30,29 @@ def _parser() -> argparse.ArgumentParser:
     locality.add_argument("--top", type=int, help="experts compared; default: half of a layer's")
     locality.add_argument("--lags", default="1,5,25,100", help="frames between t and t+n")
     locality.add_argument("--measure", choices=("tokens", "importance"), default="tokens")
+    locality.set_defaults(work=_locality)
+    compare = commands.add_parser(
+        "compare",
+        help="how much worse are runs than a baseline, and could it be chance?",
+        description="Score runs of tools/test.py --detections on the same frames, and the difference of each "
+        "from a baseline with its 95 %% interval from a paired bootstrap.",
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN.npz", help="written by tools/test.py")
+    compare.add_argument(
+        "--baseline", type=Path, required=True, metavar="RUN.npz", help="such as --policy all"
+    )
+    compare.add_argument(
+        "--truth",
+        choices=("labels", "baseline"),
+        default="labels",
+        help="score against the labels, or against the baseline's detections (agreement)",
+    )
+    compare.add_argument(
+        "--unit", choices=("frame", "video"), default="frame", help="what the bootstrap draws"
+    )
+    compare.add_argument("--resamples", type=int, default=1000, help="draws of the bootstrap")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the table here")
+    compare.set_defaults(work=_compare)
     return parser
 
 
@@ -45,6 +68,33 @@ def _lags(text: str) -> list[int]:
 
 def main(arguments: argparse.Namespace) -> int:
     """Do the work of the command; returns the exit code."""
+    code: int = arguments.work(arguments)
+    return code
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None:
+        check_output_file(arguments.json, overwrite=True)
+    if arguments.resamples < 1:
+        raise UsageError(f"--resamples is {arguments.resamples}; it must be 1 or more")
+
+    from pcmoe_det.evaluation.comparison import compare_runs, format_comparison
+    from pcmoe_det.evaluation.detection_files import read_detections
+
+    rows = compare_runs(
+        {path.stem: read_detections(path) for path in arguments.runs},
+        read_detections(arguments.baseline),
+        truth=arguments.truth,
+        unit=arguments.unit,
+        resamples=arguments.resamples,
+    )
+    print(format_comparison(rows))
+    if arguments.json is not None:
+        write_json(arguments.json, {"runs": [row.to_json_dict() for row in rows]})
+    return EXIT_OK
+
+
+def _locality(arguments: argparse.Namespace) -> int:
     picture = arguments.output or arguments.trace.with_suffix(".png")
     check_output_file(picture, overwrite=True, suffix=".png")
     if arguments.json is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pcmoe_det.committee.committee import Committee
+    from pcmoe_det.evaluation.metric import ShiftMetric
     from pcmoe_det.evaluation.report import EvaluationReport
 
 __all__ = ["entry", "main"]
@@ -43,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--max-frames", type=int, help="evaluate only the first N frames")
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", type=Path, help="write the result here")
+    output.add_argument(
+        "--detections",
+        metavar="FILE.npz",
+        type=Path,
+        help="write labels and detections of every frame here, for tools/analyze.py compare",
+    )
     running = parser.add_argument_group("running")
     running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     running.add_argument("--device", default="cpu", help="cpu, or cuda:0 (unmeasured)")
@@ -133,7 +140,25 @@ def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> Evaluation
         report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
         if opened.committee is not None:
             report = replace(report, accounting=_over_processes(opened.committee))
+        if main_process and arguments.detections is not None:
+            _write_detections(arguments, metric)
         return report
+
+
+def _write_detections(arguments: argparse.Namespace, metric: ShiftMetric) -> None:
+    from pcmoe_det.evaluation.detection_files import write_detections
+
+    committee = {
+        name: getattr(arguments, name)
+        for name in ("policy", "expert_budget", "importance", "policy_seed", "on_miss", "loading")
+    }
+    write_detections(
+        arguments.detections,
+        [frame.truth for frame in metric.frames],
+        [frame.detections for frame in metric.frames],
+        class_names=metric.class_names,
+        settings={**metric.settings, **committee},
+    )
 
 
 def _over_processes(committee: Committee) -> dict[str, Any]:
@@ -166,6 +191,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Do the work of the command; returns the exit code."""
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=True)
+    if arguments.detections is not None:
+        check_output_file(arguments.detections, overwrite=True, suffix=".npz")
     with process_group(arguments.launcher) as main_process:
         report = evaluate(arguments, main_process=main_process)
         if main_process:

@@ -64,8 +64,8 @@ class ShiftMetric(BaseMetric):  # type: ignore[misc]
     the longer ones), frames that a sampler repeated to pad its shards count once, and the order is that of
     the data set. So the result is the same as that of one process.
 
-    After ``evaluate``, ``report`` holds the result in every process, and ``table`` the matches in the main
-    process (for ``bootstrap_difference``).
+    After ``evaluate``, ``report`` holds the result in every process, and in the main process ``table`` the
+    matches (for ``bootstrap_difference``) and ``frames`` what they were made of.
 
     Args:
         teacher_labels: How ``instances`` with ``label_source`` "teacher" count: ``ignore``, ``truth`` or
@@ -100,6 +100,7 @@ class ShiftMetric(BaseMetric):  # type: ignore[misc]
         self.settings = dict(settings or {})
         self.report: EvaluationReport | None = None
         self.table: MatchTable | None = None
+        self.frames: tuple[EvaluatedFrame, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -162,6 +163,7 @@ class ShiftMetric(BaseMetric):  # type: ignore[misc]
                 "the sampler must give every frame to some process, and no two frames may share "
                 "img_id, video_name and frame_index (evaluate views one at a time)"
             )
+        self.frames = tuple(frames)
         self.table = match_frames(
             [frame.truth for frame in frames],
             [frame.detections for frame in frames],

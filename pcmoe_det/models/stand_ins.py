@@ -26,7 +26,7 @@ def with_stand_ins(
 
     Args:
         routing: Of all experts, ``top_k`` choices a token.
-        resident: Bool, ``[num_experts]``, or ``[tokens, num_experts]`` where tokens have their own committees.
+        resident: Bool, ``[num_experts]``, or ``[tokens, num_experts]`` if tokens have their own committees.
         weight: Gate weight of a stand-in.
         normalize: Whether the gate makes the weights of several choices sum to one.
 

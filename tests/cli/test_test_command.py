@@ -182,3 +182,18 @@ def test_an_unreadable_image_is_named(tmp_path: Path, tiny_run: TinyRun, workers
     assert "img.zip" in line
     assert "a/00000000" in line
     assert not (tmp_path / "r.json").exists()
+
+
+def test_detections_are_kept_and_compared(tiny_run: TinyRun, found_street: Path, tmp_path: Path) -> None:
+    result = evaluate(
+        tiny_run, found_street, tmp_path / "r.json", "--detections", tmp_path / "all.npz", "--policy", "all"
+    )
+    outcome = run_command(
+        *("analyze", "compare", tmp_path / "all.npz", "--baseline", tmp_path / "all.npz"),
+        *("--resamples", 20, "--json", tmp_path / "c.json"),
+    )
+    assert outcome.code == 0, outcome.err
+    (row,) = read_json(tmp_path / "c.json")["runs"]
+    assert row["mAP50"] == pytest.approx(result["mAP50"])
+    assert row["difference"]["value"] == 0
+    assert row["settings"]["policy"] == "all"

@@ -1,0 +1,114 @@
+"""Runs on the same frames beside a baseline: accuracy, and what the difference may owe to chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pcmoe_det.errors import DataError
+from pcmoe_det.evaluation.agreement import match_with_model
+from pcmoe_det.evaluation.bootstrap import Interval, Unit, bootstrap_difference
+from pcmoe_det.evaluation.detection_files import DetectionFile
+from pcmoe_det.evaluation.matching import MatchTable, match_frames
+from pcmoe_det.evaluation.mean_average_precision import score_table
+
+__all__ = ["ComparedRun", "compare_runs", "format_comparison"]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """One line of the table.
+
+    Attributes:
+        name: Of the run.
+        map50: mAP@0.5 in points.
+        difference: mAP@0.5 minus the baseline's, with its interval.
+        frames: How many were compared.
+        settings: Of the run.
+    """
+
+    name: str
+    map50: float
+    difference: Interval
+    frames: int
+    settings: Mapping[str, Any]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {
+            "name": self.name,
+            "mAP50": self.map50,
+            "difference": self.difference.to_json_dict(),
+            "frames": self.frames,
+            "settings": dict(self.settings),
+        }
+
+
+def compare_runs(
+    runs: Mapping[str, DetectionFile],
+    baseline: DetectionFile,
+    *,
+    truth: Literal["labels", "baseline"] = "labels",
+    unit: Unit = "frame",
+    resamples: int = 1000,
+) -> list[ComparedRun]:
+    """Score each run, and its difference from the baseline.
+
+    Args:
+        runs: By name.
+        baseline: Of the same frames.
+        truth: ``labels``, or ``baseline``: its confident detections are the truth, and it agrees with itself
+            by 100 points.
+        unit: What the bootstrap draws.
+        resamples: How many draws.
+
+    Raises:
+        DataError: A run is of other frames than the baseline, or nothing can be scored.
+    """
+    base = _table(baseline, baseline, truth=truth)
+    rows = []
+    for name, run in runs.items():
+        if [each.frame_id for each in run.truths] != [each.frame_id for each in baseline.truths]:
+            raise DataError(
+                f"{name} has {len(run.truths)} frames that are not the baseline's {len(baseline.truths)}; "
+                "compare runs of one data set, subset and split"
+            )
+        table = _table(run, baseline, truth=truth)
+        rows.append(
+            ComparedRun(
+                name=name,
+                map50=score_table(table).mAP50,
+                difference=bootstrap_difference(table, base, unit=unit, resamples=resamples),
+                frames=len(table),
+                settings=run.settings,
+            )
+        )
+    return rows
+
+
+def format_comparison(rows: Sequence[ComparedRun]) -> str:
+    """The table for a terminal."""
+    width = max(len("run"), *(len(row.name) for row in rows))
+    lines = [f"{'run':<{width}} {'mAP@0.5':>8} {'difference':>11}  95 % interval"]
+    lines += [
+        f"{row.name:<{width}} {row.map50:>8.2f} {row.difference.value:>+11.2f}  "
+        f"[{row.difference.low:+.2f}, {row.difference.high:+.2f}]"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _table(
+    run: DetectionFile, baseline: DetectionFile, *, truth: Literal["labels", "baseline"]
+) -> MatchTable:
+    if truth == "labels":
+        return match_frames(run.truths, run.detections, class_names=run.class_names)
+    return match_with_model(
+        run.detections,
+        baseline.detections,
+        frame_ids=[each.frame_id for each in run.truths],
+        videos=[each.video for each in run.truths],
+        sizes_wh=[(each.width, each.height) for each in run.truths],
+        class_names=run.class_names,
+    )
