@@ -138,6 +138,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """``[batch, height * width, channels]`` -> the same shape."""
+        projected: Tensor = self.proj(self.mix(tokens, height, width))
+        return projected
+
+    def mix(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Attention up to the last projection, ``[batch, height * width, channels]`` -> the same shape."""
         layout = self.layout(height, width, tokens.device)
         batch, _, channels = tokens.shape
         windows = to_windows(tokens, layout)
@@ -151,4 +156,4 @@ class WindowAttention(nn.Module):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         mixed = mixed.transpose(1, 2).reshape(batch, layout.num_windows * layout.window_area, channels)
         # The projection acts on each token alone, so padding is dropped before it.
-        return self.proj(from_windows(mixed, layout))
+        return from_windows(mixed, layout)
