@@ -32,6 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", type=int, default=64, help="images to cluster tokens of")
     parser.add_argument("--jitter", type=float, default=0.05, help="relative noise on the copied weights")
+    parser.add_argument(
+        "--redraw",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of each expert's hidden units to draw anew, 0 to 1; 0.5 makes experts grow apart sooner",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -110,7 +117,13 @@ def main(arguments: argparse.Namespace) -> int:
                 f"{name}: mean gate weight {gate_weights[name]:.2f}, tokens per expert (%) "
                 + " ".join(f"{100 * value:.0f}" for value in share.tolist())
             )
-    result = upcycle(model, tensors, gate_weights=gate_weights, jitter=arguments.jitter)
+    result = upcycle(
+        model,
+        tensors,
+        gate_weights=gate_weights,
+        jitter=arguments.jitter,
+        redrawn_share=arguments.redraw,
+    )
     save_weights(arguments.output, result.tensors, info)
     print(f"wrote {arguments.output}: {result.copied} FFNs copied, {len(result.kept)} gate tensors new")
     return EXIT_OK

@@ -4,6 +4,10 @@ Sparse upcycling, arXiv 2212.05055: each dense FFN is copied into all experts of
 token's expert output is multiplied with its gate weight, which starts near ``1 / num_experts``, so
 here the second layer is divided by the expected gate weight (of all chosen experts together, which is
 1 where the gate normalises it): the MoE starts as the same function.
+
+Equal experts stay much alike for a long time. Drop-Upcycling (arXiv 2502.19261) draws a share of the hidden
+units of each expert anew, from a normal distribution with the mean and deviation of the weights they replace:
+each expert forgets something else, and they grow apart from the first step on.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pcmoe_det.errors import CheckpointError
+from pcmoe_det.errors import CheckpointError, UsageError
 from pcmoe_det.models.gates import Gate
 from pcmoe_det.models.moe import MoELayer
 
@@ -42,6 +46,7 @@ def upcycle(
     *,
     gate_weights: Mapping[str, float] | None = None,
     jitter: float = 0.0,
+    redrawn_share: float = 0.0,
 ) -> Upcycled:
     """Make a state dict for ``model`` from that of its dense twin.
 
@@ -52,10 +57,15 @@ def upcycle(
             given: 1 for a gate that normalises it, else ``top_k / num_experts``, as of a uniform gate.
         jitter: Relative standard deviation of noise on the copies, so that experts differ from the
             first step on.
+        redrawn_share: Share of each expert's hidden units that are drawn anew (Drop-Upcycling), 0 to 1. The MoE
+            then starts as a damaged version of the dense model.
 
     Raises:
         CheckpointError: A dense tensor is missing or has another shape.
+        UsageError: ``redrawn_share`` is outside 0 to 1.
     """
+    if not 0.0 <= redrawn_share <= 1.0:
+        raise UsageError(f"the share of redrawn hidden units is {redrawn_share}; it must be 0 to 1")
     tensors: dict[str, Tensor] = {}
     kept: list[str] = []
     copied = 0
@@ -63,6 +73,10 @@ def upcycle(
     scales = {
         f"{name}.": 1.0 / (gate_weights or {}).get(name, _uniform_weight(layer.gate))
         for name, layer in layers.items()
+    }
+    redrawn = {
+        prefix: _random_units(*layers[prefix.rstrip(".")].experts.fc1_bias.shape, share=redrawn_share)
+        for prefix in scales
     }
     for name, own in model.state_dict().items():
         prefix = next((prefix for prefix in scales if name.startswith(prefix)), None)
@@ -84,12 +98,27 @@ def upcycle(
             copies = (source.float() * scale).expand(own.shape).clone()
             if jitter and kind == "weight":
                 copies += torch.randn_like(copies) * (jitter * copies.std())
+            if (layer, kind) != ("fc2", "bias"):
+                _redraw(copies, redrawn[prefix], hidden_axis=2 if layer == "fc2" else 1)
             tensors[name] = copies.to(own.dtype)
             copied += layer == "fc1" and kind == "weight"
         else:
             tensors[name] = own.clone()
             kept.append(name)
     return Upcycled(tensors, copied, tuple(kept))
+
+
+def _random_units(num_experts: int, hidden: int, *, share: float) -> Tensor:
+    """``[num_experts, hidden]`` bool: for each expert a random choice of ``share`` of its hidden units."""
+    rank = torch.rand(num_experts, hidden).argsort(dim=1).argsort(dim=1)
+    return rank < round(share * hidden)
+
+
+def _redraw(copies: Tensor, units: Tensor, *, hidden_axis: int) -> None:
+    """Draw what belongs to ``units`` anew, in place; ``copies`` has the experts first."""
+    mask = units if copies.dim() == 2 else units.unsqueeze(1 if hidden_axis == 2 else 2)
+    fresh = copies.mean() + copies.std() * torch.randn_like(copies)
+    torch.where(mask, fresh, copies, out=copies)
 
 
 def _uniform_weight(gate: Gate) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcmoe_det.errors import CheckpointError
+from pcmoe_det.errors import CheckpointError, UsageError
 from pcmoe_det.models.gates import LinearGate
 from pcmoe_det.models.moe import MoELayer
 from pcmoe_det.models.swin_moe import SwinMoE
@@ -166,3 +166,31 @@ def test_too_few_tokens() -> None:
 def test_an_upcycled_layer_is_found_by_name() -> None:
     moe = make(4)
     assert [name for name, module in moe.named_modules() if isinstance(module, MoELayer)] == list(gates(moe))
+
+
+def test_redrawn_units_differ_between_experts_and_the_others_are_the_dense_ones() -> None:
+    dense, moe = make(0), make(4)
+    name = next(iter(gates(moe)))
+    torch.manual_seed(0)
+    result = upcycle(moe, dense.state_dict(), gate_weights=dict.fromkeys(gates(moe), 1.0), redrawn_share=0.25)
+    fc1 = result.tensors[f"{name}.experts.fc1_weight"]
+    fc2 = result.tensors[f"{name}.experts.fc2_weight"]
+    source = dense.state_dict()[f"{name}.fc1.weight"]
+    changed = (fc1 != source).any(dim=2)
+    assert changed.sum(dim=1).tolist() == [round(0.25 * fc1.shape[1])] * 4
+    assert len({tuple(row.tolist()) for row in changed}) == 4
+    assert torch.equal(
+        changed, (result.tensors[f"{name}.experts.fc1_bias"] != dense.state_dict()[f"{name}.fc1.bias"])
+    )
+    assert torch.equal(changed, (fc2 != dense.state_dict()[f"{name}.fc2.weight"]).any(dim=1))
+    new = fc1[changed]
+    assert abs(new.std() / source.std() - 1) < 0.2
+    assert torch.equal(
+        result.tensors[f"{name}.experts.fc2_bias"], dense.state_dict()[f"{name}.fc2.bias"].expand(4, -1)
+    )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_an_impossible_share_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match="must be 0 to 1"):
+        upcycle(make(4), make(0).state_dict(), redrawn_share=share)
