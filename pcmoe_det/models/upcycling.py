@@ -57,7 +57,7 @@ def upcycle(
             given: 1 for a gate that normalises it, else ``top_k / num_experts``, as of a uniform gate.
         jitter: Relative standard deviation of noise on the copies, so that experts differ from the
             first step on.
-        redrawn_share: Share of each expert's hidden units that are drawn anew (Drop-Upcycling), 0 to 1. The MoE
+        redrawn_share: Share of each expert's hidden units that are drawn anew (Drop-Upcycling). The MoE
             then starts as a damaged version of the dense model.
 
     Raises:
