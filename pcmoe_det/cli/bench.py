@@ -43,6 +43,22 @@ def _parser() -> argparse.ArgumentParser:
     soak.add_argument("--expert-budget", default="0.5", metavar="SHARE|SIZE")
     soak.add_argument("--frames", type=int, default=20000)
     soak.add_argument("--size", default="64x96", metavar="HxW")
+
+    pipeline = commands.add_parser(
+        "pipeline", help="decoding, drawing and H.264 with the detector, against the detector alone"
+    )
+    pipeline.add_argument("clip", type=Path, help="a video file")
+    pipeline.add_argument(
+        "--model", metavar="PATH", help="weights or packed model; default: the shipped ones"
+    )
+    pipeline.add_argument(
+        "--stand-in",
+        type=float,
+        metavar="MS",
+        help="instead of a model: keep one core busy for so many milliseconds a frame",
+    )
+    pipeline.add_argument("--frames", type=int, default=60)
+    pipeline.add_argument("--rounds", type=int, default=5)
     return parser
 
 
@@ -57,6 +73,37 @@ def main(arguments: argparse.Namespace) -> int:
     """Do the work of the command; returns the exit code."""
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=True)
+    result = _pipeline(arguments) if arguments.command == "pipeline" else _models(arguments)
+    print(json.dumps(result, indent=2))
+    if arguments.json is not None:
+        write_json(arguments.json, result)
+    return EXIT_OK
+
+
+def _pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pcmoe_det.cli.bench_pipeline import StandInDetector, compare_pipeline
+    from pcmoe_det.structures import FrameDetector
+
+    for name in ("frames", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} {getattr(arguments, name)}: give a whole number from 1")
+    detector: FrameDetector
+    if arguments.stand_in is not None:
+        if arguments.model is not None:
+            raise UsageError("--stand-in is instead of a model; leave out one of the two")
+        detector, name = StandInDetector(arguments.stand_in), f"stand-in of {arguments.stand_in:g} ms"
+    else:
+        from pcmoe_det.models.inference import load_detector
+
+        detector = load_detector(arguments.model, threads=arguments.threads, score_threshold=0.3)
+        name = arguments.model or "shipped weights"
+    result = compare_pipeline(
+        arguments.clip, detector=detector, frames=arguments.frames, rounds=arguments.rounds
+    )
+    return {"detector": name, "threads": arguments.threads, **result}
+
+
+def _models(arguments: argparse.Namespace) -> dict[str, Any]:
     size = _size(arguments.size)
 
     import torch
@@ -83,10 +130,7 @@ def main(arguments: argparse.Namespace) -> int:
         result = bench_runs.soak(
             arguments.model, size, budget=arguments.expert_budget, frames=arguments.frames
         )
-    print(json.dumps(result, indent=2))
-    if arguments.json is not None:
-        write_json(arguments.json, result)
-    return EXIT_OK
+    return result
 
 
 def entry() -> int:

@@ -106,6 +106,9 @@ class Committee:
         self._trace = trace
         self._frame_trace: FrameTrace | None = None
         self.frame_report: dict[str, int] = {}
+        # Tokens that wanted each expert in the last frame, by layer; replaced as a whole, for other threads.
+        self.frame_tokens: tuple[tuple[int, ...], ...] = ()
+        self._tokens_now: list[tuple[int, ...]] = []
         self._before = self.accounting.totals()
 
     # -- construction ---------------------------------------------------------------------------
@@ -259,6 +262,7 @@ class Committee:
         self._before = self.accounting.totals()
         self.memory.take_in(frame=self._frame)
         self._frame_importance = []
+        self._tokens_now = []
         if self._trace is not None:
             self._frame_trace = FrameTrace(self._stream, self._frame)
 
@@ -267,6 +271,7 @@ class Committee:
         spec = self.specs[layer]
         counts = torch.bincount(routing.experts.reshape(-1), minlength=spec.num_experts)
         numbers: list[int] = counts.tolist()
+        self._tokens_now.append(tuple(numbers))
         if self.policy.adapts or self._frame_trace is not None:
             importance = frame_importance(
                 self.policy.importance, tokens, routing, spec, counts=counts, generator=self._random
@@ -313,6 +318,7 @@ class Committee:
             self._scheduler.started(swap)
         if self._trace is not None and self._frame_trace is not None:
             self._trace.write(self._frame_trace)
+        self.frame_tokens = tuple(self._tokens_now)
         self.accounting.frame_done()
         after = self.accounting.totals()
         self.frame_report = {name: after[name] - self._before[name] for name in FRAME_COUNTS}

@@ -29,6 +29,11 @@ class CommitteeDetector:
         self._committee = committee
 
     @property
+    def committee(self) -> Committee:
+        """Whose experts the model runs with."""
+        return self._committee
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names by class id."""
         return self._detector.class_names

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic
@@ -16,19 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcmoe_det.errors import SourceError
-from pcmoe_det.structures import Frame
+from pcmoe_det.streaming.decoding import check_picture_size
+from pcmoe_det.streaming.faults import FaultCounter
+from pcmoe_det.streaming.live_connection import ConnectionFacts, Picture
+from pcmoe_det.streaming.live_source import LiveSource
+from pcmoe_det.streaming.reconnect import Backoff
+from pcmoe_det.streaming.sources import SourceOptions
 
 __all__ = ["CameraSource", "Capture"]
-
-_log = logging.getLogger(__name__)
 
 # Each failed read of a V4L2 camera already waits for the driver's own time-out, so a few in a row mean
 # that it was unplugged; a single one happens when the exposure changes.
 _MAX_FAILED_READS_IN_A_ROW = 5
+_DEFAULT_OPTIONS = SourceOptions()
 
 
 class Capture(Protocol):
-    """The part of ``cv2.VideoCapture`` that is used."""
+    """The part of ``cv2.VideoCapture`` that is used, from one thread."""
 
     def isOpened(self) -> bool: ...
     def read(self) -> tuple[bool, Any]: ...
@@ -36,95 +38,99 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-class CameraSource:
-    """One camera. ``pts_seconds`` counts from the first frame on the capture clock.
+class CameraSource(LiveSource):
+    """One camera, opened again by the same index when it is lost or frozen.
+
+    ``pts_seconds`` counts from the first frame on the capture clock. ``faults`` also counts
+    ``failed_reads``.
 
     Args:
         index: As the system numbers its cameras, from 0.
+        options: Time-outs and limits.
         clock: Seconds; read right after each frame.
-        open_capture: Opens the camera of that index.
+        open_capture: Opens the camera of that index; called in the thread that reads it.
+        backoff: Delays between attempts.
 
     Raises:
         SourceError: There is no such camera, or it gives no picture.
     """
 
-    is_live = True
-    frame_count: int | None = None
-    time_base: Fraction | None = None
+    def __init__(
+        self,
+        index: int,
+        *,
+        options: SourceOptions = _DEFAULT_OPTIONS,
+        clock: Callable[[], float] = monotonic,
+        open_capture: Callable[[int], Capture] = cv2.VideoCapture,
+        backoff: Backoff | None = None,
+    ) -> None:
+        super().__init__(
+            lambda faults: _CameraConnection(index, clock=clock, open_capture=open_capture, faults=faults),
+            source_id=f"camera:{index}",
+            options=options,
+            clock=clock,
+            backoff=backoff,
+        )
+
+
+class _CameraConnection:
+    """An open camera."""
 
     def __init__(
         self,
         index: int,
         *,
-        clock: Callable[[], float] = monotonic,
-        open_capture: Callable[[int], Capture] = cv2.VideoCapture,
+        clock: Callable[[], float],
+        open_capture: Callable[[int], Capture],
+        faults: FaultCounter,
     ) -> None:
-        self._index = index
         self._clock = clock
-        self._faults: Counter[str] = Counter()
-        self._interrupted = False
+        self._faults = faults
         try:
             self._capture = open_capture(index)
         except cv2.error as error:
-            raise SourceError(f"camera {index} cannot be opened: {error}") from error
+            raise SourceError(f"OpenCV refuses it: {error}") from error
         if not self._capture.isOpened():
             self._capture.release()
-            raise SourceError(f"camera {index} cannot be opened; {_cameras_here()}")
-
-    @property
-    def source_id(self) -> str:
-        return f"camera:{self._index}"
-
-    @property
-    def frame_rate(self) -> Fraction | None:
+            raise SourceError(_cameras_here())
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        return Fraction(rate).limit_denominator(1001) if np.isfinite(rate) and 0 < rate <= 1000 else None
+        believable = np.isfinite(rate) and 0 < rate <= 1000
+        self._facts = ConnectionFacts(
+            frame_rate=Fraction(rate).limit_denominator(1001) if believable else None
+        )
 
     @property
-    def faults(self) -> Mapping[str, int]:
-        """Counts: ``failed_reads``."""
-        return dict(self._faults)
+    def facts(self) -> ConnectionFacts:
+        return self._facts
 
-    def __iter__(self) -> Iterator[Frame]:
-        first_at_seconds: float | None = None
-        frame_index = 0
+    def pictures(self) -> Iterator[Picture]:
         failed_in_a_row = 0
-        while not self._interrupted:
+        while True:
             ok, image = self._capture.read()
             now_seconds = self._clock()
-            if not ok or image is None:
-                self._faults["failed_reads"] += 1
+            if not ok or image is None or not image.size:
+                self._faults.add("failed_reads")
                 failed_in_a_row += 1
-                if failed_in_a_row >= _MAX_FAILED_READS_IN_A_ROW and not self._interrupted:
+                if failed_in_a_row >= _MAX_FAILED_READS_IN_A_ROW:
                     raise SourceError(
-                        f"camera {self._index} gives no more pictures after {frame_index} frames; "
-                        "check its cable, and that no other program uses it"
+                        "it gives no pictures; check its cable, and that no other program uses it"
                     )
                 continue
             failed_in_a_row = 0
-            if first_at_seconds is None:
-                first_at_seconds = now_seconds
-            yield Frame(
-                image=_as_bgr(image),
-                source_id=self.source_id,
-                frame_index=frame_index,
-                pts_seconds=now_seconds - first_at_seconds,
-                captured_at_seconds=now_seconds,
-            )
-            frame_index += 1
-
-    def interrupt(self) -> None:
-        self._interrupted = True
+            check_picture_size(image.shape[1], image.shape[0], what="a picture that it gives")
+            yield Picture(image=_as_bgr(image), stamp_seconds=None, captured_at_seconds=now_seconds)
 
     def close(self) -> None:
         self._capture.release()
 
 
-def _as_bgr(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _as_bgr(image: NDArray[Any]) -> NDArray[np.uint8]:
     """``[height, width, 3]`` BGR of what a driver gives, which for a grey camera has one channel or none."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
     if image.ndim == 2 or image.shape[2] == 1:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
-    return image
+    return np.ascontiguousarray(image[:, :, :3], dtype=np.uint8)
 
 
 def _cameras_here() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -12,10 +11,17 @@ from time import monotonic
 from typing import Any
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
 from pcmoe_det.errors import SourceError
+from pcmoe_det.streaming.decoding import (
+    check_picture_size,
+    choose_video_stream,
+    prepare_decoder,
+    reason_of,
+    to_upright_bgr,
+)
+from pcmoe_det.streaming.faults import FaultCounter
+from pcmoe_det.streaming.sources import SourceOptions
 from pcmoe_det.structures import Frame
 
 __all__ = ["FileSource"]
@@ -27,49 +33,58 @@ _MAX_FAILED_READS_IN_A_ROW = 32
 # Playlists make FFmpeg open other files or addresses, and a local HLS list without an end marker makes it
 # wait for more for ever. A file source is one file.
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\n", b"v=0\r\n", b"<MPD", b"<?xml")
-_ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
-# Safety net for a damaged header that sends a demuxer round in circles.
-_OPEN_TIMEOUT_SECONDS = 20.0
-_READ_TIMEOUT_SECONDS = 60.0
+_DEFAULT_OPTIONS = SourceOptions()
 
 
 class FileSource:
     """One video file: every frame, in order of presentation, as BGR pictures the right way up.
 
-    Variable frame rates are kept (``pts_seconds`` is the container's), rotation metadata is applied.
+    Variable frame rates are kept (``pts_seconds`` is the container's), rotation metadata is applied, the
+    size may change on the way.
+
     Packets that cannot be decoded are counted in ``faults`` and skipped; each takes a ``frame_index``, so
     that later frames keep their position in the file.
 
     Args:
         path: The file. The first frame is decoded at once, so that an unusable file is found early.
+        options: Its time-outs are a safety net for damage that sends FFmpeg round in circles.
         clock: Seconds; for ``captured_at_seconds``.
 
     Raises:
-        SourceError: No such file, a folder, an empty file, not a video, or no frame can be decoded.
+        SourceError: No such file, a folder, an empty file, not a video, too large pictures, or no frame
+            can be decoded.
     """
 
     is_live = False
+    seconds_lost = 0.0
 
-    def __init__(self, path: str | Path, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        options: SourceOptions = _DEFAULT_OPTIONS,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._path = Path(path)
         self._clock = clock
-        self._faults: Counter[str] = Counter()
+        self._faults = FaultCounter()
         self._interrupted = False
         self._lost_packets = 0
         _check_regular_file(self._path)
-        self._container = _open_container(self._path)
+        self._container = _open_container(self._path, options)
         try:
-            self._stream = _choose_video_stream(self._container, self._path)
-            # One decoding thread: 1080p H.264 takes 3.5 ms a frame with one, 3.8 with two slice threads and
-            # 4.1 with two frame threads, which also hold frames back. The cores belong to the detector.
-            self._stream.thread_type = "NONE"
-            self._stream.codec_context.thread_count = 1
+            self._stream = choose_video_stream(self._container, what=str(self._path))
+            prepare_decoder(self._stream)
             self._decoded = self._decode()
             self._first: Any = next(self._decoded, None)
             if self._first is None:
                 raise SourceError(
-                    f"no frame of {self._path} can be decoded; it may be damaged or cut off: try to play it"
+                    f"no frame of {self._path} can be decoded{self._counted()}; "
+                    "it may be damaged or cut off: try to play it"
                 )
+        except av.error.FFmpegError as error:
+            self._container.close()
+            raise SourceError(f"{self._path} cannot be read: {reason_of(error)}{self._counted()}") from error
         except BaseException:
             self._container.close()
             raise
@@ -95,7 +110,7 @@ class FileSource:
     def faults(self) -> Mapping[str, int]:
         """Counts: ``unreadable`` and ``undecodable`` packets, ``corrupt`` frames that were decoded all the
         same, ``missing`` frames that the container announces but does not hold."""
-        return dict(self._faults)
+        return self._faults.as_dict()
 
     def __iter__(self) -> Iterator[Frame]:
         decoded_count = 0
@@ -105,10 +120,13 @@ class FileSource:
                 if picture is None:
                     break
                 self._first = None
+                check_picture_size(
+                    picture.width, picture.height, what=f"frame {decoded_count} of {self._path}"
+                )
                 if picture.is_corrupt:
-                    self._faults["corrupt"] += 1
+                    self._faults.add("corrupt")
                 yield Frame(
-                    image=_to_upright_bgr(picture),
+                    image=to_upright_bgr(picture),
                     source_id=self.source_id,
                     frame_index=decoded_count + self._lost_packets,
                     pts_seconds=None if picture.pts is None else float(picture.pts * picture.time_base),
@@ -117,18 +135,27 @@ class FileSource:
                 decoded_count += 1
         except av.error.FFmpegError as error:
             raise SourceError(
-                f"{self._path} cannot be read after frame {decoded_count - 1}: {error}"
+                f"{self._path} cannot be read after {decoded_count} frames: "
+                f"{reason_of(error)}{self._counted()}"
             ) from error
         announced = self.frame_count
         missing = 0 if announced is None else announced - decoded_count - self._lost_packets
         if missing > 0 and not self._interrupted:
-            self._faults["missing"] = missing
+            self._faults.add("missing", missing)
+        if self._faults.as_dict():
+            _log.warning("%s is damaged%s", self._path, self._counted())
 
     def interrupt(self) -> None:
         self._interrupted = True
 
     def close(self) -> None:
         self._container.close()
+
+    def _counted(self) -> str:
+        """What went wrong so far, in brackets; empty if nothing did."""
+        faults = self._faults.as_dict()
+        counts = ", ".join(f"{count} {cause}" for cause, count in faults.items())
+        return f" ({counts} of its packets or frames)" if counts else ""
 
     def _decode(self) -> Iterator[Any]:
         """Frames as PyAV gives them, over damaged places."""
@@ -141,7 +168,7 @@ class FileSource:
             except StopIteration:
                 return
             except av.error.FFmpegError as error:
-                self._faults["unreadable"] += 1
+                self._faults.add("unreadable")
                 failed_in_a_row += 1
                 if failed_in_a_row >= _MAX_FAILED_READS_IN_A_ROW:
                     raise
@@ -151,7 +178,7 @@ class FileSource:
             try:
                 pictures = packet.decode()
             except av.error.FFmpegError as error:
-                self._faults["undecodable"] += 1
+                self._faults.add("undecodable")
                 self._lost_packets += 1
                 _log.info("%s: a packet cannot be decoded: %s", self._path, error)
                 continue
@@ -178,36 +205,13 @@ def _check_regular_file(path: Path) -> None:
         raise SourceError(f"the source {path} is a playlist or a text file; give a video file")
 
 
-def _open_container(path: Path) -> Any:
+def _open_container(path: Path, options: SourceOptions) -> Any:
     try:
         return av.open(
             f"file:{path}",  # else a colon in the name would be taken for a protocol
             options={"protocol_whitelist": "file"},
-            timeout=(_OPEN_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS),
+            timeout=(options.open_timeout_seconds, options.read_timeout_seconds),
             metadata_errors="replace",
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"{path} is not a video that FFmpeg can read ({reason})") from error
-
-
-def _choose_video_stream(container: Any, path: Path) -> Any:
-    """The first video stream that is no cover picture and no rendering of a text file."""
-    for stream in container.streams.video:
-        disposition = getattr(stream, "disposition", 0)
-        is_cover = bool(int(getattr(disposition, "value", disposition)) & _ATTACHED_PICTURE)
-        codec = stream.codec_context.name if stream.codec_context is not None else None
-        if not is_cover and codec is not None and codec not in ("ansi", "bintext", "xbin", "idf"):
-            return stream
-    raise SourceError(f"{path} holds no video that can be decoded; give a video file")
-
-
-def _to_upright_bgr(picture: Any) -> NDArray[np.uint8]:
-    """``[height, width, 3]`` uint8 BGR, turned as the display matrix says.
-
-    ``rotation`` is counter-clockwise in degrees, as ``numpy.rot90`` counts. PyAV below 14 has no such
-    attribute; there the picture stays as stored.
-    """
-    image: NDArray[np.uint8] = picture.to_ndarray(format="bgr24")
-    quarter_turns = round(getattr(picture, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+        raise SourceError(f"{path} is not a video that FFmpeg can read ({reason_of(error)})") from error

@@ -1,19 +1,25 @@
 """Results as JSON Lines, the canonical output.
 
-One line a frame, in order, each an object of schema version 1:
+One line a frame, in order, each an object of schema version 1 (``RECORD_SCHEMA`` says the same as a JSON
+Schema; within a version fields may be added, never changed or taken away):
 
 ========================  =======================================================================
 ``schema_version``        1
-``source``                the source's name (a path as given, or ``camera:0``)
-``frame_index``           0-based position in the source; gaps are dropped or undecodable frames
+``source``                the source's name (a path as given, an address without credentials, or
+                          ``camera:0``)
+``frame_index``           0-based position in the source; numbers left out are frames that were
+                          dropped or could not be decoded
 ``pts_seconds``           presentation time in the source, or null where it has none
 ``captured_at_seconds``   when the frame was read, on this machine's monotonic clock; only
                           differences mean something
+``gap``                   only on the first record after a live source was lost: ``cause``
+                          (``reconnected``, ``size_changed``) and ``seconds`` that nothing came
 ``latency_ms``            milliseconds by stage: ``read``, ``wait`` (queued before the detector),
-                          ``detect``, ``render`` and ``encode`` where a picture or video is made, and
-                          ``total`` from capture to this record
+                          ``detect``, ``track`` where objects are followed, ``render`` and ``encode``
+                          where a picture or video is made, and ``total`` from capture to this record
 ``detections``            list, best score first, of ``bbox_xyxy`` (four numbers, pixels of the source
-                          frame), ``category`` (name) and ``score`` (0 to 1)
+                          frame), ``category`` (name), ``score`` (0 to 1) and, for an object that is
+                          followed, ``track_id`` (its number in every frame of this source)
 ``accounting``            only from a detector that counts: what this frame cost it (a committee: hits
                           and misses in tokens, swaps taken in, bytes read, resident expert bytes)
 ========================  =======================================================================
@@ -23,25 +29,21 @@ Numbers are finite; boxes have two decimals, scores four, times in seconds six, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcmoe_det.errors import OutputError
+from pcmoe_det.streaming.append_file import AppendFile
 from pcmoe_det.streaming.output_files import OutputFile
+from pcmoe_det.streaming.record_schema import RECORD_SCHEMA, SCHEMA_VERSION
 from pcmoe_det.streaming.sinks import SinkOutcome
-from pcmoe_det.structures import FrameResult
+from pcmoe_det.structures import Detections, FrameResult
 
-__all__ = ["SCHEMA_VERSION", "JsonLinesSink", "result_record"]
-
-SCHEMA_VERSION = 1
+__all__ = ["RECORD_SCHEMA", "SCHEMA_VERSION", "JsonLinesSink", "result_record"]
 
 
 def result_record(result: FrameResult, *, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -50,27 +52,20 @@ def result_record(result: FrameResult, *, class_names: tuple[str, ...]) -> dict[
     Raises:
         ValueError: A number is not finite.
     """
-    frame, found = result.frame, result.detections
+    frame = result.frame
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "source": frame.source_id,
         "frame_index": frame.frame_index,
         "pts_seconds": None if frame.pts_seconds is None else _rounded(frame.pts_seconds, 6),
         "captured_at_seconds": _rounded(frame.captured_at_seconds, 6),
-        "latency_ms": {stage: _rounded(value, 3) for stage, value in result.latency_ms.items()},
-        "detections": [
-            {
-                "bbox_xyxy": [_rounded(value, 2) for value in box],
-                "category": class_names[class_id],
-                "score": _rounded(score, 4),
-            }
-            for box, class_id, score in zip(
-                found.boxes_xyxy.tolist(), found.class_ids.tolist(), found.scores.tolist(), strict=True
-            )
-        ],
     }
-    if found.accounting:
-        record["accounting"] = dict(found.accounting)
+    if frame.gap is not None:
+        record["gap"] = {"cause": frame.gap.cause, "seconds": _rounded(frame.gap.seconds, 3)}
+    record["latency_ms"] = {stage: _rounded(value, 3) for stage, value in result.latency_ms.items()}
+    record["detections"] = _detection_records(result.detections, class_names)
+    if result.detections.accounting:
+        record["accounting"] = dict(result.detections.accounting)
     return record
 
 
@@ -89,45 +84,33 @@ class JsonLinesSink:
     needs_picture = False
 
     def __init__(self, target: OutputFile, *, class_names: tuple[str, ...]) -> None:
-        self._target = target
         self._class_names = class_names
-        self._count = 0
-        self._whole_bytes = 0
-        try:
-            self._file: BufferedWriter = target.partial_path.open("wb")
-        except OSError as error:
-            raise OutputError(f"{target.partial_path} cannot be written: {error}") from error
+        self._file = AppendFile(target, unit="lines")
 
     def write(self, result: FrameResult, picture: NDArray[np.uint8] | None) -> None:  # noqa: ARG002
         record = result_record(result, class_names=self._class_names)
-        line = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise OutputError(
-                f"{self._target.path} cannot be written after {self._count} lines: {error.strerror or error}"
-            ) from error
-        self._count += 1
-        self._whole_bytes += len(line)
+        self._file.append((json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
     def close(self, outcome: SinkOutcome) -> list[Path]:
-        try:
-            self._file.close()
-        except OSError as error:
-            # A line that did not fit is still in the buffer: ``write`` has reported it.
-            if outcome != "failed":
-                raise OutputError(f"{self._target.partial_path} cannot be closed: {error}") from error
-        if self._count == 0 and outcome != "complete":
-            self._target.discard()
-        elif outcome == "failed":
-            self._cut_unfinished_line()
-        path = self._target.finish(outcome)
-        return [] if path is None else [path]
+        return self._file.close(outcome)
 
-    def _cut_unfinished_line(self) -> None:
-        with contextlib.suppress(OSError):
-            os.truncate(self._target.partial_path, self._whole_bytes)
+
+def _detection_records(found: Detections, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = [
+        {
+            "bbox_xyxy": [_rounded(value, 2) for value in box],
+            "category": class_names[class_id],
+            "score": _rounded(score, 4),
+        }
+        for box, class_id, score in zip(
+            found.boxes_xyxy.tolist(), found.class_ids.tolist(), found.scores.tolist(), strict=True
+        )
+    ]
+    if found.track_ids is not None:
+        for record, track_id in zip(records, found.track_ids.tolist(), strict=True):
+            if track_id >= 0:
+                record["track_id"] = track_id
+    return records
 
 
 def _rounded(value: float, decimals: int) -> float:

@@ -89,12 +89,14 @@ class LatencyHistogram:
 class StreamMetrics:
     """Counters and stage latencies of one stream; any thread may write and read.
 
-    Counters: ``read``, ``detected``, ``written``. Drops are counted by the queues.
+    Counters: ``read``, ``detected``, ``written``. Frames that a stage drops are counted by cause; those that
+    a queue drops are counted there.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._drops: Counter[str] = Counter()
         self._latencies: dict[str, LatencyHistogram] = {}
 
     def count(self, name: str, amount: int = 1) -> None:
@@ -106,6 +108,16 @@ class StreamMetrics:
         """The counter ``name``; 0 if it was never counted."""
         with self._lock:
             return self._counts[name]
+
+    def drop(self, cause: str) -> None:
+        """Count one frame that a stage took and gave up."""
+        with self._lock:
+            self._drops[cause] += 1
+
+    def drops(self) -> dict[str, int]:
+        """Frames that stages gave up, by cause."""
+        with self._lock:
+            return dict(self._drops)
 
     def add_latency(self, stage: str, value_ms: float) -> None:
         """Add one latency of ``stage`` in milliseconds."""

@@ -1,15 +1,21 @@
 """Reader, detector and renderer threads, joined by bounded queues.
 
-    source -> [reader] -> queue -> [detector] -> queue -> [renderer] -> sinks
+    source -> [reader] -> queue \\                /-> queue -> [renderer] -> sinks
+    source -> [reader] -> queue ---> [detector] ---> queue -> [renderer] -> sinks
+    source -> [reader] -> queue /                \\-> queue -> [renderer] -> sinks
 
-How it ends, whatever the state the threads are in:
+Each stream has a reader and a renderer of its own; one detector serves them in turn. How it ends, whatever
+the state the threads are in:
 
-* The source ends: end markers run down the queues; everything read is written.
+* A source ends: end markers run down its queues; everything read is written, its files are closed and the
+  source is, while other streams go on.
 * ``stop()``: reading ends, frames that wait for the detector are dropped and counted as ``stopped``, the
   frame in the detector and all results before it are written, files are closed. A detector that needs
-  longer than ``stop_grace_seconds`` for its frame is left behind (its thread is a daemon).
-* A stage fails: the stages before it are ended, those after it write what they already have, sinks are told
-  ``failed``, and ``close()`` raises the first error. Later errors are logged.
+  longer than ``stop_grace_seconds`` for its frame is left behind (its thread is a daemon). So is an output
+  that takes no frame for ``stuck_seconds`` more; its stream has failed then.
+* A stage of a stream fails: the stages of that stream before it are ended, those after it write what they
+  already have, its sinks are told ``failed``. Other streams are not disturbed. ``close()`` raises the
+  first error of all; later errors are logged.
 """
 
 from __future__ import annotations
@@ -17,17 +23,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pcmoe_det.errors import PcmoeError
-from pcmoe_det.streaming.queues import BoundedQueue, QueuePolicy
-from pcmoe_det.streaming.sinks import ResultSink, SinkOutcome
-from pcmoe_det.streaming.sources import FrameSource
-from pcmoe_det.streaming.stages import StageError, StreamLane, detect_frames, read_frames, render_results
+from pcmoe_det.streaming.failures import StageError
+from pcmoe_det.streaming.lanes import Stream, StreamLane
+from pcmoe_det.streaming.scheduling import Bell, take_in_turn
+from pcmoe_det.streaming.stages import detect_in_turn, read_frames, render_results
 from pcmoe_det.streaming.summary import StreamSummary
 from pcmoe_det.structures import AccountingDetector, FrameDetector
 
@@ -35,85 +39,84 @@ __all__ = ["StreamPipeline"]
 
 _log = logging.getLogger(__name__)
 
-# A file's frames may wait: four keep the detector busy while one slow frame is decoded. A live frame that
-# waits is late, so only the newest does.
-_FILE_QUEUE_CAPACITY = 4
-_LIVE_QUEUE_CAPACITY = 1
-_RESULT_QUEUE_CAPACITY = 4
 # With the grace of ``stop`` below 2 s together.
 _STOP_GRACE_SECONDS = 1.2
 _JOIN_SECONDS = 0.5
+# Closing a long video may take seconds and is waited for; one frame never takes this long.
+_STUCK_SECONDS = 10.0
 
 
 class StreamPipeline:
-    """Runs one source through a detector into sinks.
+    """Runs several sources through one detector, each into its own sinks.
 
     States: new -> ``start`` -> running -> finished (``wait`` returns True) -> ``close`` -> closed. As a
     context manager it starts on entry and stops and closes on exit. ``start``, ``wait`` and ``close`` belong
-    to one thread, usually the main one; ``stop`` may be called from any thread, in any state, more than once.
-    It takes locks, so a signal handler must set a flag and let the main thread call it.
+    to one thread, usually the main one; ``stop``, ``counts`` and ``summaries`` may be called from any thread,
+    in any state, more than once. ``stop`` takes locks, so a signal handler must set a flag and let the main
+    thread call it.
 
     Args:
-        source: An open source; closed by the pipeline.
-        detector: Called from the detector thread only, one frame at a time.
-        sinks: Written to in order by the renderer thread; closed by it whatever happens.
+        streams: At least one. The detector is shared fairly: streams with a waiting frame take turns. Streams
+            whose sources have the same name share what the detector keeps per stream.
+        detector: Called from the detector thread only, one frame at a time. One that keeps something per
+            stream (``StreamAwareDetector``) is told which stream a frame is of, and to forget a stream at
+            a gap and at its end.
         score_threshold: Detections below are left out.
-        max_frames: Stop reading after so many; None reads to the end.
-        policy: What a full queue before the detector does; by default every frame for files and the
-            freshest for live sources.
+        max_latency_seconds: Frames of live sources (and of any in mode ``freshest``) that the detector
+            could not answer within this time from their capture are dropped before detection and counted as
+            ``too_late``. None keeps them.
         stop_grace_seconds: How long ``stop`` waits for the frame in the detector and for waiting results.
-        clock: Seconds, monotonic; the clock of the source's ``captured_at_seconds``.
+        stuck_seconds: How much longer it waits for an output that does not come back.
+        clock: Seconds, monotonic; the clock of the sources' ``captured_at_seconds``.
+
+    Raises:
+        ValueError: No stream, or a mode that does not exist.
     """
 
     def __init__(
         self,
-        source: FrameSource,
+        streams: Sequence[Stream],
         detector: FrameDetector,
-        sinks: Sequence[ResultSink],
         *,
         score_threshold: float = 0.0,
-        max_frames: int | None = None,
-        policy: QueuePolicy | None = None,
+        max_latency_seconds: float | None = None,
         stop_grace_seconds: float = _STOP_GRACE_SECONDS,
+        stuck_seconds: float = _STUCK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if policy is None:
-            policy = QueuePolicy.FRESHEST if source.is_live else QueuePolicy.EVERY_FRAME
-        capacity = _LIVE_QUEUE_CAPACITY if source.is_live else _FILE_QUEUE_CAPACITY
-        self._lane = StreamLane(
-            source=source,
-            sinks=sinks,
-            to_detect=BoundedQueue(capacity, policy=policy),
-            to_render=BoundedQueue(_RESULT_QUEUE_CAPACITY),
-            clock=clock,
-        )
+        if not streams:
+            raise ValueError("a pipeline needs at least one stream")
         self._detector = detector
         self._score_threshold = score_threshold
-        self._max_frames = max_frames
         self._stop_grace_seconds = stop_grace_seconds
+        self._stuck_seconds = stuck_seconds
+        self._bell = Bell()
         self._lock = threading.Lock()
-        self._first_error: BaseException | None = None
+        self._first_error: PcmoeError | None = None
+        self._running = len(streams)
         self._stop_requested = False
         self._finished = threading.Event()
-        self._outcome: SinkOutcome = "complete"
-        self._outputs: list[Path] = []
         self._started = False
-        self._started_seconds = 0.0
-        self._ended_seconds = 0.0
-        self._grace_timer: threading.Timer | None = None
-        self._threads = [
-            threading.Thread(target=target, name=f"pcmoe-{name}", daemon=True)
-            for name, target in (
-                ("reader", self._read),
-                ("detector", self._detect),
-                ("renderer", self._render),
+        self._timers: list[threading.Timer] = []
+        self._lanes = [
+            StreamLane(
+                stream,
+                max_latency_seconds=max_latency_seconds,
+                clock=clock,
+                on_change=self._bell.ring,
+                on_failure=self._note_failure,
             )
+            for stream in streams
         ]
+        self._readers = [self._thread("reader", n, lane) for n, lane in enumerate(self._lanes, start=1)]
+        self._renderers = [self._thread("renderer", n, lane) for n, lane in enumerate(self._lanes, start=1)]
+        self._detector_thread = threading.Thread(target=self._detect, name="pcmoe-detector", daemon=True)
 
     def start(self) -> None:
         """Start the threads."""
         self._started = True
-        self._started_seconds = self._lane.clock()
+        for lane in self._lanes:
+            lane.started_seconds = lane.clock()
         for thread in self._threads:
             thread.start()
 
@@ -124,45 +127,48 @@ class StreamPipeline:
                 return
             self._stop_requested = True
             # Results waiting behind a slow sink, or a slow frame in the detector: given up in time.
-            self._grace_timer = threading.Timer(self._stop_grace_seconds, self._give_up_waiting)
-            self._grace_timer.daemon = True
-            self._grace_timer.start()
-        self._lane.source.interrupt()
-        self._lane.to_detect.close(cause="stopped")
+            grace = self._stop_grace_seconds
+            for seconds, give_up in ((grace, self._drop_results), (grace + self._stuck_seconds, self._leave)):
+                timer = threading.Timer(seconds, give_up)
+                timer.daemon = True
+                timer.start()
+                self._timers.append(timer)
+        for lane in self._lanes:
+            lane.stop()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until the renderer has closed the sinks; False if that takes longer than the time-out."""
+        """Wait until the sinks of all streams are closed; False if that takes longer than the time-out."""
         return self._finished.wait(timeout_seconds)
 
-    def close(self) -> StreamSummary:
-        """Wait for the end, join the threads and close the source.
+    def close(self) -> list[StreamSummary]:
+        """Wait for the end, join the threads and see to it that the sources are closed.
 
         A reader or detector that is still busy after a stop or a failure is left behind: ``threads_left``.
-        Closing a pipeline that was never started closes its sinks and its source.
+        Closing a pipeline that was never started closes its sinks and its sources.
+
+        Returns:
+            One summary a stream, in the order of the streams.
 
         Raises:
-            PcmoeError: The first error of any stage.
+            PcmoeError: The first error of any stage of any stream.
         """
-        if not self._started:
-            self._stop_requested = True
-            self._close_sinks()
-            self._finished.set()
+        if not self._started and not self._finished.is_set():
+            self._close_unstarted()
         self._finished.wait()
-        if self._grace_timer is not None:
-            self._grace_timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         deadline_seconds = time.monotonic() + _JOIN_SECONDS
         for thread in self._threads if self._started else ():
             thread.join(max(0.0, deadline_seconds - time.monotonic()))
-        if self._threads[0].is_alive():
-            # Closing a source under a thread that reads from it would crash the process.
-            _log.warning("%s is still being read and stays open", self._lane.source.source_id)
-        else:
-            self._lane.source.close()
+        for lane, reader in zip(self._lanes, self._readers, strict=True):
+            if reader.is_alive():
+                # Closing a source under a thread that reads from it would crash the process.
+                _log.warning("%s is still being read and stays open", lane.name)
         if self._first_error is not None:
             raise self._first_error
-        return self.summary()
+        return self.summaries()
 
-    def run(self) -> StreamSummary:
+    def run(self) -> list[StreamSummary]:
         """``start``, wait for the end, ``close``."""
         self.start()
         return self.close()
@@ -188,109 +194,117 @@ class StreamPipeline:
         return [thread.name for thread in self._threads if thread.is_alive()]
 
     @property
-    def counts(self) -> dict[str, int]:
-        """``read``, ``detected`` and ``written`` so far."""
-        metrics = self._lane.metrics
-        return {name: metrics.value(name) for name in ("read", "detected", "written")}
+    def counts(self) -> list[dict[str, int]]:
+        """``read``, ``detected`` and ``written`` so far, by stream."""
+        return [
+            {name: lane.metrics.value(name) for name in ("read", "detected", "written")}
+            for lane in self._lanes
+        ]
 
-    def summary(self) -> StreamSummary:
-        """What was done so far; final once ``wait`` has returned True."""
-        lane = self._lane
-        read, detected, written = (lane.metrics.value(name) for name in ("read", "detected", "written"))
-        ended_seconds = self._ended_seconds if self._finished.is_set() else lane.clock()
-        return StreamSummary(
-            source=lane.source.source_id,
-            outcome=self._outcome,
-            frames_read=read,
-            frames_detected=detected,
-            frames_written=written,
-            frames_dropped=self._dropped(read, detected, written),
-            source_faults=dict(lane.source.faults),
-            elapsed_seconds=ended_seconds - self._started_seconds,
-            latency=lane.metrics.latencies(),
-            outputs=tuple(self._outputs),
-            accounting=self._accounting(),
-        )
+    def summaries(self) -> list[StreamSummary]:
+        """What was done so far, by stream; final once ``wait`` has returned True.
+
+        ``accounting``, which covers all streams together, is there in the end only: the detector is not asked
+        while it works.
+        """
+        accounting = self._accounting() if self._finished.is_set() else {}
+        return [lane.summary(accounting) for lane in self._lanes]
+
+    @property
+    def _threads(self) -> list[threading.Thread]:
+        return [*self._readers, self._detector_thread, *self._renderers]
 
     def _accounting(self) -> dict[str, Any]:
         return self._detector.accounting() if isinstance(self._detector, AccountingDetector) else {}
 
-    def _dropped(self, read: int, detected: int, written: int) -> dict[str, int]:
-        """Frames lost, by cause: the queues' counts, and at the end the frames that a stage took and did not
-        hand on, because it failed or was left behind."""
-        before, after = self._lane.to_detect.dropped, self._lane.to_render.dropped
-        dropped = Counter(before)
-        dropped.update(after)
-        if self._finished.is_set():
-            lost = read - detected - sum(before.values())
-            if self._lane.sinks:
-                lost += detected - written - sum(after.values())
-            if lost > 0:
-                dropped["failed" if self._first_error is not None else "stopped"] += lost
-        return dict(dropped)
+    def _thread(self, stage: str, number: int, lane: StreamLane) -> threading.Thread:
+        target = self._read if stage == "reader" else self._render
+        return threading.Thread(target=target, args=(lane,), name=f"pcmoe-{stage}-{number}", daemon=True)
 
-    def _read(self) -> None:
+    def _read(self, lane: StreamLane) -> None:
         try:
-            read_frames(self._lane, max_frames=self._max_frames)
+            read_frames(lane)
         except BaseException as error:
-            self._fail("reader", error)
+            lane.fail("reader", error)
         finally:
-            self._lane.to_detect.finish()
+            lane.to_detect.finish()
+            lane.close_source()
 
     def _detect(self) -> None:
         try:
-            detect_frames(self._lane, self._detector, score_threshold=self._score_threshold)
+            detect_in_turn(
+                take_in_turn(self._lanes, self._bell),
+                self._detector,
+                score_threshold=self._score_threshold,
+                on_failure=_fail_detection,
+            )
         except BaseException as error:
-            self._fail("detector", error)
-            self._lane.to_detect.close(cause="failed")
-            self._lane.source.interrupt()
+            for lane in self._lanes:
+                if not lane.to_render.has_ended:
+                    _fail_detection(lane, error)
         finally:
-            self._lane.to_render.finish()
+            for lane in self._lanes:
+                lane.to_render.finish()
 
-    def _render(self) -> None:
+    def _render(self, lane: StreamLane) -> None:
         try:
             try:
-                render_results(self._lane, class_names=self._detector.class_names)
+                render_results(lane, class_names=self._detector.class_names)
             except BaseException as error:
-                self._fail("renderer", error)
-                self._lane.to_render.close(cause="failed")
-                self._lane.to_detect.close(cause="failed")
-                self._lane.source.interrupt()
-            self._close_sinks()
+                lane.fail("renderer", error)
+                lane.to_render.close(cause="failed")
+                lane.to_detect.close(cause="failed")
+                lane.interrupt()
+            lane.close_sinks()
         finally:
-            self._ended_seconds = self._lane.clock()
-            self._finished.set()
+            self._finish(lane)
 
-    def _close_sinks(self) -> None:
-        """Every sink is closed, also when one of them fails in it."""
-        for sink in self._lane.sinks:
-            with self._lock:
-                if self._first_error is not None:
-                    self._outcome = "failed"
-                elif self._stop_requested:
-                    self._outcome = "interrupted"
-                outcome = self._outcome
-            try:
-                self._outputs += sink.close(outcome)
-            except BaseException as error:
-                self._fail("renderer", error)
+    def _finish(self, lane: StreamLane) -> None:
+        if not lane.finish():
+            return
         with self._lock:
-            if self._first_error is not None:
-                self._outcome = "failed"
-            elif self._stop_requested:
-                self._outcome = "interrupted"
+            self._running -= 1
+            if self._running == 0:
+                self._finished.set()
 
-    def _give_up_waiting(self) -> None:
-        self._lane.to_render.close(cause="stopped")
+    def _close_unstarted(self) -> None:
+        for lane in self._lanes:
+            lane.stop()
+            lane.close_sinks()
+            lane.close_source()
+            self._finish(lane)
 
-    def _fail(self, stage: str, error: BaseException) -> None:
-        """Keep the first error for the caller, log the others."""
-        if not isinstance(error, PcmoeError):
-            wrapped = StageError(f"the {stage} failed: {type(error).__name__}: {error}")
-            wrapped.__cause__ = error
-            error = wrapped
+    def _drop_results(self) -> None:
+        for lane in self._lanes:
+            lane.to_render.close(cause="stopped")
+
+    def _leave(self) -> None:
+        """Leave outputs behind that have not come back from a frame."""
+        for lane in self._lanes:
+            stage = lane.writing_to
+            if stage is not None and not lane.finished.is_set():
+                waited_seconds = self._stop_grace_seconds + self._stuck_seconds
+                lane.fail(
+                    "renderer",
+                    StageError(
+                        f"the {stage} output of {lane.name} did not take a frame within "
+                        f"{waited_seconds:.0f} s after the stop; its files are unfinished"
+                    ),
+                )
+                lane.outcome = "failed"
+                self._finish(lane)
+
+    def _note_failure(self, error: PcmoeError) -> None:
         with self._lock:
             if self._first_error is None:
                 self._first_error = error
                 return
-        _log.error("after the first error, the %s also failed: %s", stage, error)
+        _log.error("another stream failed too: %s", error)
+
+
+def _fail_detection(lane: StreamLane, error: BaseException) -> None:
+    """A lane whose frame the detector could not answer: what was answered before is still written."""
+    lane.fail("detector", error)
+    lane.to_detect.close(cause="failed")
+    lane.to_render.finish()
+    lane.interrupt()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import enum
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["BoundedQueue", "QueueEnded", "QueuePolicy"]
 
 Item = TypeVar("Item")
+
+
+def _nothing() -> None:
+    """Nobody watches."""
 
 
 class QueuePolicy(enum.Enum):
@@ -36,16 +40,25 @@ class BoundedQueue(Generic[Item]):
     Args:
         capacity: At least 1.
         policy: What a full queue does with the next item.
+        on_change: Called after every change of content or state, in the thread that made it, without a lock
+            held; for somebody who watches several queues.
 
     Raises:
         ValueError: ``capacity`` is below 1.
     """
 
-    def __init__(self, capacity: int, *, policy: QueuePolicy = QueuePolicy.EVERY_FRAME) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        policy: QueuePolicy = QueuePolicy.EVERY_FRAME,
+        on_change: Callable[[], None] = _nothing,
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"a queue needs a capacity of at least 1, not {capacity}")
         self.capacity = capacity
         self.policy = policy
+        self._on_change = on_change
         self._items: deque[Item] = deque()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -76,6 +89,7 @@ class BoundedQueue(Generic[Item]):
                 self._dropped["replaced_by_newer"] += 1
             self._items.append(item)
             self._changed.notify_all()
+        self._on_change()
 
     def get(self, *, timeout_seconds: float | None = None) -> Item:
         """Take the oldest item, waiting for one.
@@ -93,7 +107,18 @@ class BoundedQueue(Generic[Item]):
                 raise QueueEnded
             item = self._items.popleft()
             self._changed.notify_all()
-            return item
+        self._on_change()
+        return item
+
+    def take_waiting(self) -> Item | None:
+        """The oldest item if there is one; does not wait."""
+        with self._lock:
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._changed.notify_all()
+        self._on_change()
+        return item
 
     def __iter__(self) -> Iterator[Item]:
         """Items until the queue has ended."""
@@ -108,6 +133,7 @@ class BoundedQueue(Generic[Item]):
         with self._lock:
             self._finished = True
             self._changed.notify_all()
+        self._on_change()
 
     def close(self, *, cause: str) -> None:
         """Drop what waits, counted under ``cause``, and end both sides. The first cause stays."""
@@ -117,6 +143,19 @@ class BoundedQueue(Generic[Item]):
             self._dropped[self._closed_because] += len(self._items)
             self._items.clear()
             self._changed.notify_all()
+        self._on_change()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether ``put`` returns at once; for the only producer this stays true until it puts."""
+        with self._lock:
+            return self._closed_because is not None or len(self._items) < self.capacity
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come out of it."""
+        with self._lock:
+            return not self._items and (self._finished or self._closed_because is not None)
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -74,7 +75,7 @@ class _Rectangle:
 def draw_detections(
     image: NDArray[np.uint8], detections: Detections, *, class_names: tuple[str, ...]
 ) -> NDArray[np.uint8]:
-    """A copy of ``image`` with a box and a label, class and score, for every detection.
+    """A copy of ``image`` with a box and a label, class, track number and score, for every detection.
 
     Boxes have a dark rim, labels a filled ground with black or white letters, so both stand out on any
     background. Labels stay inside the picture and avoid each other where there is room, best score first;
@@ -96,10 +97,16 @@ def draw_detections(
     for box, colour in reversed(list(zip(boxes, colours, strict=True))):  # the best on top
         _draw_box(canvas, box, colour, style)
     placed: list[_Rectangle] = []
-    for box, colour, class_id, score in zip(
-        boxes, colours, detections.class_ids.tolist(), detections.scores.tolist(), strict=True
+    track_ids = detections.track_ids
+    for box, colour, class_id, score, track_id in zip(
+        boxes,
+        colours,
+        detections.class_ids.tolist(),
+        detections.scores.tolist(),
+        [-1] * len(detections) if track_ids is None else track_ids.tolist(),
+        strict=True,
     ):
-        _draw_label(canvas, box, colour, _label_texts(class_names[class_id], score), style, placed)
+        _draw_label(canvas, box, colour, _label_texts(class_names[class_id], score, track_id), style, placed)
     return canvas
 
 
@@ -123,36 +130,51 @@ def _draw_box(
     cv2.rectangle(canvas, first, last, colour, style.line_width, cv2.LINE_8)
 
 
-def _label_texts(name: str, score: float) -> tuple[str, ...]:
-    """From the full label to the shortest, for pictures with little room. The font knows ASCII only."""
+def _label_texts(name: str, score: float, track_id: int) -> tuple[tuple[str, ...], ...]:
+    """Words of the full label, then of shorter ones for pictures with little room. The font knows ASCII
+    only."""
     ascii_name = name.encode("ascii", "replace").decode()
-    return f"{ascii_name} {score:.2f}", ascii_name, ascii_name[:3]
+    number = (f"#{track_id}",) if track_id >= 0 else ()
+    return (ascii_name, *number, f"{score:.2f}"), (ascii_name, *number), (ascii_name,), (ascii_name[:3],)
 
 
 def _draw_label(
     canvas: NDArray[np.uint8],
     box: _Rectangle,
     colour: tuple[int, int, int],
-    texts: tuple[str, ...],
+    texts: tuple[tuple[str, ...], ...],
     style: DrawingStyle,
     placed: list[_Rectangle],
 ) -> None:
     height, width = canvas.shape[:2]
-    font_scale = style.text_height / _PIXELS_PER_FONT_SCALE
-    padding = max(2, style.text_height // 4)
-    label_height = style.text_height + 2 * padding
-    for text in texts:
-        (text_width, _), _ = cv2.getTextSize(text, _FONT, font_scale, style.text_width)
-        label_width = text_width + 2 * padding
+    for words in texts:
+        patches = [_word_patch(word, colour, style) for word in words]
+        label_height, label_width = patches[0].shape[0], sum(patch.shape[1] for patch in patches)
         if label_width <= width and label_height <= height:
             break
     else:
         return
     area = _place(box, label_width, label_height, height=height, width=width, placed=placed)
     placed.append(area)
-    cv2.rectangle(canvas, (area.left, area.top), (area.right - 1, area.bottom - 1), colour, cv2.FILLED)
-    origin = (area.left + padding, area.bottom - 1 - padding)
-    cv2.putText(canvas, text, origin, _FONT, font_scale, _ink(colour), style.text_width, cv2.LINE_AA)
+    left = area.left
+    for patch in patches:
+        canvas[area.top : area.bottom, left : left + patch.shape[1]] = patch
+        left += patch.shape[1]
+
+
+# Smooth letters take most of the time of drawing (1.7 of 2.4 ms for eight labels at 1920x1080); names and
+# two-digit scores come again and again. At that size the words below take about 4 MB.
+@lru_cache(maxsize=256)
+def _word_patch(word: str, ground_bgr: tuple[int, int, int], style: DrawingStyle) -> NDArray[np.uint8]:
+    """``[height, width, 3]`` uint8 BGR: letters on the ground, with room around them. Not to be changed."""
+    font_scale = style.text_height / _PIXELS_PER_FONT_SCALE
+    padding = max(2, style.text_height // 4)
+    (text_width, _), _ = cv2.getTextSize(word, _FONT, font_scale, style.text_width)
+    patch = np.empty((style.text_height + 2 * padding, text_width + 2 * padding, 3), np.uint8)
+    patch[:] = ground_bgr
+    origin = (padding, patch.shape[0] - 1 - padding)
+    cv2.putText(patch, word, origin, _FONT, font_scale, _ink(ground_bgr), style.text_width, cv2.LINE_AA)
+    return patch
 
 
 def _place(

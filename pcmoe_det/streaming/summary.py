@@ -26,12 +26,16 @@ class StreamSummary:
         frames_detected: Frames that went through the detector.
         frames_written: Results that every sink took; 0 where there is no sink.
         frames_dropped: Frames read but not written, by cause: ``replaced_by_newer`` (freshest policy),
-            ``stopped`` (waiting when the stream was stopped), ``failed`` (lost with a failing stage).
+            ``too_late`` (the latency limit could not be kept), ``bad_frame`` (the detector or an output could
+            not take it, and the stream is live), ``stopped`` (waiting when the stream was stopped),
+            ``failed`` (lost with a failing stage).
         source_faults: What went wrong in reading, by cause, as the source counts it.
+        source_seconds_lost: How long the source was lost, in all.
         elapsed_seconds: From the start of the threads to the end of the renderer, closing files included.
         latency: Quantiles by stage.
         outputs: Files that are there now.
-        accounting: What the detector counted, if it counts.
+        error: What ended the stream, or None.
+        accounting: What the detector counted, if it counts; of all streams that shared it.
     """
 
     source: str
@@ -44,6 +48,8 @@ class StreamSummary:
     elapsed_seconds: float
     latency: Mapping[str, LatencyQuantiles]
     outputs: tuple[Path, ...]
+    source_seconds_lost: float = 0.0
+    error: str | None = None
     accounting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -57,11 +63,13 @@ class StreamSummary:
             "schema_version": SUMMARY_SCHEMA_VERSION,
             "source": self.source,
             "outcome": self.outcome,
+            **({} if self.error is None else {"error": self.error}),
             "frames_read": self.frames_read,
             "frames_detected": self.frames_detected,
             "frames_written": self.frames_written,
             "frames_dropped": dict(self.frames_dropped),
             "source_faults": dict(self.source_faults),
+            "source_seconds_lost": round(self.source_seconds_lost, 3),
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "frames_per_second": round(self.frames_per_second, 3),
             "latency_ms": {
@@ -85,6 +93,8 @@ class StreamSummary:
         ]
         if self.source_faults:
             lines.append(f"faults of the source: {_causes(self.source_faults).strip(' ()')}")
+        if self.source_seconds_lost:
+            lines.append(f"the source was lost for {self.source_seconds_lost:.1f} s")
         if self.latency:
             lines.append(f"{'stage':<8} {'p50 ms':>9} {'p95 ms':>9} {'max ms':>9}")
             lines += [
@@ -93,6 +103,8 @@ class StreamSummary:
             ]
         if "summary" in self.accounting:
             lines.append(str(self.accounting["summary"]))
+        if self.error is not None:
+            lines.append(f"error: {self.error}")
         what = "kept, unfinished:" if self.outcome == "failed" else "wrote"
         lines += [f"{what} {path}" for path in self.outputs]
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,40 @@ from numpy.typing import NDArray
 from pcmoe_det.errors import OutputError, UsageError
 from pcmoe_det.streaming.output_files import OutputFile
 from pcmoe_det.streaming.sinks import SinkOutcome
+from pcmoe_det.streaming.video_file import FragmentFile, container_options, copy_with_index_in_front
+from pcmoe_det.streaming.video_times import DEFAULT_FRAME_RATE, TimeStamps, choose_time_base
 from pcmoe_det.structures import FrameResult
 
-__all__ = ["VIDEO_SUFFIXES", "TimeStamps", "VideoSink", "check_video_suffix", "choose_time_base"]
+__all__ = ["VIDEO_SUFFIXES", "VideoSink", "check_video_suffix"]
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
-# Measured on 90 annotated-size frames, one encoder thread, CPU time a frame at 1920x1080 / 640x352:
-# ultrafast 14.8 / 1.9 ms (2.1 / 0.72 MB), superfast 15.2 / 2.7 ms (1.5 / 0.49 MB), veryfast 21.0 / 3.9 ms
-# (0.67 / 0.33 MB), fast 38.0 / 7.2 ms. The detector shares the cores, so superfast. Without B-frames
-# decoding time equals presentation time: no edit list shifts the time stamps of a variable frame rate.
+# The detector shares the cores, so CPU time counts first. One encoder thread, crf 23, no B-frames, 60 frames
+# of a street with five drawn boxes, machine loaded (clip A at 640x352 enlarged, clip B at 1920x1080 reduced):
+#
+#   CPU ms a frame; kB a frame; PSNR of luma    640x360            1280x720           1920x1080
+#   clip A  ultrafast                        2.0; 12; 39.1      5.8; 26; 41.0     11.3; 47; 42.7
+#           superfast                        2.8;  9; 37.7      7.5; 19; 40.5     15.8; 33; 42.6
+#   clip B  ultrafast                        1.2;  8; 41.8      4.1; 17; 44.2      7.9; 30; 45.6
+#           superfast                        1.7;  6; 41.4      6.4; 13; 43.9     12.4; 22; 45.8
+#           veryfast                         3.1;  3; 39.1     10.0;  6; 41.7     16.2; 11; 43.5
+#
+# ultrafast is a third cheaper than superfast for files a third larger at the same quality. superfast stays:
+# 0.5 to 4 ms of a frame buy that third of the disk and of the network. veryfast looks 10 frames ahead, which
+# a killed process would lose. ``tune=zerolatency`` changes neither time nor size; without B-frames and
+# lookahead only one frame is held back anyway. And without B-frames decoding time equals presentation time:
+# no edit list shifts the time stamps of a variable frame rate. CAVLC instead of CABAC, or CABAC in ultrafast,
+# move both figures along the same line.
+#
+# BGR to yuv420p with OpenCV, frame object included: 0.16, 0.6, 1.3 ms; with swscale 0.6-1.8, 6.5, 6.2 ms.
 _ENCODER_OPTIONS = {"preset": "superfast", "crf": "23", "bf": "0"}
-_DEFAULT_TIME_BASE = Fraction(1, 90_000)
-# MP4 counts in 1/n with 32 bits; a finer unit would overflow after an hour or two.
-_FINEST_TIME_BASE = Fraction(1, 1_000_000)
-_DEFAULT_FRAME_RATE = Fraction(25)
-# A file may start a little late, and its video then does too. Recordings of broadcasts start at any hour of
-# their clock: those start at 0, else players show hours of nothing.
-_LATEST_START_SECONDS = 10.0
+# Level 5.1, 4096x2304, is what browsers and decoders in hardware go up to; H.264 itself ends at 139,264.
+_MOST_MACROBLOCKS = 36_864
+_LONGEST_SIDE = 8_688
+# Copying takes 13 us a packet and 5 ms a megabyte. Whoever interrupts waits for 2 s at most, for everything.
+_INTERRUPTED_COPY_FRAMES, _INTERRUPTED_COPY_BYTES = 20_000, 100_000_000
+# The index of a plain MP4 takes 80 bytes a frame of memory while it is copied: 80 MB.
+_COPY_FRAMES = 1_000_000
 
 
 def check_video_suffix(path: Path) -> None:
@@ -41,63 +58,15 @@ def check_video_suffix(path: Path) -> None:
         raise UsageError(f"the video {path} must end in one of {', '.join(VIDEO_SUFFIXES)}")
 
 
-def choose_time_base(source_time_base: Fraction | None) -> Fraction:
-    """The unit ``1/n`` s in which the source's time stamps are whole numbers, or 1/90000 s.
-
-    A unit ``m/n`` becomes ``1/n``, because MP4 can only count in ``1/n``.
-    """
-    if source_time_base is None or source_time_base <= 0:
-        return _DEFAULT_TIME_BASE
-    unit = Fraction(1, source_time_base.denominator)
-    return unit if unit >= _FINEST_TIME_BASE else _DEFAULT_TIME_BASE
-
-
-class TimeStamps:
-    """Turns ``pts_seconds`` into ticks that strictly increase, as a container demands.
-
-    Sources that behave keep their times exactly. A time that repeats or steps back by up to a second is
-    moved to the next tick; a larger step back (a clock that was reset) continues one frame after the last.
-    A frame without a time comes one frame after the last. ``adjusted`` counts all of these.
-    """
-
-    def __init__(self, time_base: Fraction, frame_rate: Fraction) -> None:
-        self.time_base = time_base
-        self.frame_ticks = max(1, round(1 / (frame_rate * time_base)))
-        self.adjusted = 0
-        self._offset_ticks = 0
-        self._last: int | None = None
-
-    def next_ticks(self, pts_seconds: float | None) -> int:
-        """Ticks of the next frame."""
-        ticks = None if pts_seconds is None else round(pts_seconds / float(self.time_base))
-        if self._last is None:
-            first = 0 if ticks is None else ticks
-            if not 0 <= first * self.time_base <= _LATEST_START_SECONDS:
-                self._offset_ticks = -first
-                first = 0
-            self._last = first
-            return first
-        if ticks is None:
-            self.adjusted += 1
-            self._last += self.frame_ticks
-            return self._last
-        ticks += self._offset_ticks
-        if ticks <= self._last:
-            self.adjusted += 1
-            steps_back_far = (self._last - ticks) * self.time_base > 1
-            continued = self._last + (self.frame_ticks if steps_back_far else 1)
-            if steps_back_far:
-                self._offset_ticks += continued - ticks
-            ticks = continued
-        self._last = ticks
-        return ticks
-
-
 class VideoSink:
     """Writes H.264 (yuv420p) that browsers play; the first frame's size is the video's.
 
-    Odd sizes are padded by one pixel at the right and bottom. A frame of another size later on is scaled to
-    fit, with black bars, because a container has one size.
+    Odd sizes are padded by one pixel at the right and bottom. Pictures beyond 4096x2304 pixels (in area) are
+    scaled down, because browsers play no larger ones. A frame of another size later on is scaled to fit, with
+    black bars, because a container has one size and players handle no other solution. A gap stands still for
+    as long as it took (an hour at most).
+
+    See ``video_file`` for what a crash or a full disk leaves.
 
     Args:
         target: Where to write; see ``OutputFile`` for what a failure leaves behind.
@@ -114,8 +83,9 @@ class VideoSink:
     ) -> None:
         check_video_suffix(target.path)
         self._target = target
-        self._frame_rate = frame_rate if frame_rate is not None and frame_rate > 0 else _DEFAULT_FRAME_RATE
+        self._frame_rate = frame_rate if frame_rate is not None and frame_rate > 0 else DEFAULT_FRAME_RATE
         self._times = TimeStamps(choose_time_base(time_base), self._frame_rate)
+        self._file: FragmentFile | None = None
         self._container: Any = None
         self._stream: Any = None
         self._count = 0
@@ -123,69 +93,116 @@ class VideoSink:
     def write(self, result: FrameResult, picture: NDArray[np.uint8] | None) -> None:
         if picture is None:
             raise ValueError("the video needs the drawn picture; the stream did not make one")
+        gap = result.frame.gap
         try:
             if self._container is None:
                 self._open(height=picture.shape[0], width=picture.shape[1])
             yuv = cv2.cvtColor(_fit(picture, self._stream.height, self._stream.width), cv2.COLOR_BGR2YUV_I420)
             frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
-            frame.pts = self._times.next_ticks(result.frame.pts_seconds)
+            frame.pts = self._times.next_ticks(
+                result.frame.pts_seconds, gap_seconds=None if gap is None else gap.seconds
+            )
             frame.time_base = self._times.time_base
             self._mux(self._stream.encode(frame))
         except (av.error.FFmpegError, OSError) as error:
+            reason = _reason((self._file and self._file.error) or error)
+            kept = f"all but about the last second is kept, playable, in {self._target.partial_path}"
+            if self._nothing_kept:
+                kept = "there is nothing to keep yet"
             raise OutputError(
-                f"{self._target.path} cannot be written after {self._count} frames: {_reason(error)}"
+                f"{self._target.path} cannot be written after {self._count} frames: {reason}; {kept}"
             ) from error
         self._count += 1
 
     def close(self, outcome: SinkOutcome) -> list[Path]:
-        if self._container is None:
+        if self._container is None or self._file is None:
             return []
         try:
-            try:
-                if self._count:
-                    self._mux(self._stream.encode(None))
-            finally:
-                self._container.close()
+            self._close_container(self._file)
         except (av.error.FFmpegError, OSError) as error:
             if outcome != "failed":
                 raise OutputError(
                     f"{self._target.path} cannot be finished: {_reason(error)}; what there is: "
                     f"{self._target.partial_path}"
                 ) from error
-        if self._count == 0:
+        if self._nothing_kept:
             self._target.discard()
+        elif outcome != "failed":
+            self._put_index_in_front(outcome)
         path = self._target.finish(outcome)
         return [] if path is None else [path]
 
+    @property
+    def _nothing_kept(self) -> bool:
+        file = self._file
+        return self._count == 0 or file is None or (file.error is not None and file.whole_bytes == 0)
+
     def _open(self, *, height: int, width: int) -> None:
         time_base = self._times.time_base
-        is_mp4 = self._target.path.suffix.lower() != ".mkv"
-        # The index goes to the front, so that a browser plays while it loads; edit lists are counted in the
-        # movie's time scale, which is 1/1000 s unless told otherwise.
-        options = {"movflags": "+faststart", "movie_timescale": str(time_base.denominator)} if is_mp4 else {}
-        container = av.open(f"file:{self._target.partial_path}", "w", options=options)
+        container_format, options = container_options(self._target.path.suffix, time_base)
+        file = FragmentFile(self._target.create())
+        container = None
         try:
+            container = av.open(file, "w", format=container_format, options=options)
             stream = container.add_stream("libx264", rate=self._frame_rate, options=dict(_ENCODER_OPTIONS))
-            stream.width, stream.height = width + width % 2, height + height % 2
+            stream.height, stream.width = _video_size(height, width)
             stream.pix_fmt = "yuv420p"
             codec = stream.codec_context
             codec.time_base = time_base
             codec.thread_count = 1
-            # OpenCV converts with BT.601 and limited range (4 ms a 1080p frame; swscale takes 9): said in the
-            # file, because players guess BT.709 for high definition. 5: BT.470BG, 1: limited.
+            # OpenCV converts with BT.601 and limited range: said in the file, because players guess BT.709
+            # for high definition. 5: BT.470BG, 1: limited.
             codec.colorspace, codec.color_range = 5, 1
-            container.start_encoding()  # creates the file now, not when the encoder gives its first packet
+            container.start_encoding()
         except BaseException:
             with contextlib.suppress(av.error.FFmpegError, OSError):
-                container.close()
+                if container is not None:
+                    container.close()
+            file.close()
+            self._target.discard()
             raise
-        self._container, self._stream = container, stream
+        self._file, self._container, self._stream = file, container, stream
+
+    def _close_container(self, file: FragmentFile) -> None:
+        try:
+            # After a write that failed, the muxer's state does not matter: the file takes nothing more.
+            if self._count and file.error is None:
+                self._mux(self._stream.encode(None))
+        finally:
+            try:
+                self._container.close()
+            finally:
+                file.close()
+
+    def _put_index_in_front(self, outcome: SinkOutcome) -> None:
+        path = self._target.partial_path
+        if path.suffix.lower() == ".mkv" or self._count > _COPY_FRAMES or not path.exists():
+            return
+        if outcome == "interrupted" and (
+            self._count > _INTERRUPTED_COPY_FRAMES or path.stat().st_size > _INTERRUPTED_COPY_BYTES
+        ):
+            return
+        copy = path.with_name(f"{path.stem}-copy{path.suffix}")
+        if copy_with_index_in_front(path, copy, time_base=self._times.time_base):
+            copy.replace(path)
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
             # Only the last one's counts: containers take the others from the next frame's time.
             packet.duration = self._times.frame_ticks
             self._container.mux(packet)
+
+
+def _video_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the video for pictures of this size: even, and no more than browsers play."""
+    scale = min(
+        1.0, _LONGEST_SIDE / max(height, width), math.sqrt(_MOST_MACROBLOCKS * 256 / (height * width))
+    )
+    while True:
+        even_height, even_width = (max(2, 2 * math.ceil(side * scale / 2)) for side in (height, width))
+        if math.ceil(even_height / 16) * math.ceil(even_width / 16) <= _MOST_MACROBLOCKS:
+            return even_height, even_width
+        scale *= 0.995  # blocks at the border count as whole ones
 
 
 def _fit(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-from pcmoe_det.structures import Detections, Frame
+from pcmoe_det.structures import Detections, Frame, Gap
 
 CLASS_NAMES = ("pedestrian", "car", "truck", "bus", "motorcycle", "bicycle")
 VALUE_STEP = 10  # grey levels between neighbouring frames: more than H.264 loses on a flat picture
@@ -78,14 +78,24 @@ def detections(*rows: tuple[float, float, float, float, float, int]) -> Detectio
     )
 
 
-def frame(index: int = 0, *, width: int = 64, height: int = 48, pts_seconds: float | None = 0.0) -> Frame:
+def frame(
+    index: int = 0,
+    *,
+    width: int = 64,
+    height: int = 48,
+    pts_seconds: float | None = 0.0,
+    source_id: str = "made",
+    gap: Gap | None = None,
+    captured_at_seconds: float | None = None,
+) -> Frame:
     image = np.full((height, width, 3), grey_of(index), np.uint8)
     return Frame(
         image=image,
-        source_id="made",
+        source_id=source_id,
         frame_index=index,
         pts_seconds=pts_seconds,
-        captured_at_seconds=float(index),
+        captured_at_seconds=float(index) if captured_at_seconds is None else captured_at_seconds,
+        gap=gap,
     )
 
 
@@ -104,9 +114,8 @@ class StandInDetector:
 
 class StandInSource:
     """Frames from memory. ``fail_at`` raises there; ``wait_at`` blocks there until interrupted; the second
-    frame comes when ``gate`` is set."""
+    frame comes when ``gate`` is set; ``gaps`` come before the frames they are listed under."""
 
-    source_id = "made"
     frame_rate: Fraction | None = Fraction(25)
     time_base: Fraction | None = None
 
@@ -120,15 +129,21 @@ class StandInSource:
         wait_at: int | None = None,
         heeds_interrupt: bool = True,
         gate: threading.Event | None = None,
+        source_id: str = "made",
+        gaps: Mapping[int, Gap] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        self.source_id = source_id
         self.frame_count: int | None = count
         self.is_live = is_live
         self.faults: dict[str, int] = {}
+        self.seconds_lost = 0.0
         self.waiting = threading.Event()
         self.released = threading.Event()
         self.closed = 0
         self._fail_at, self._error, self._wait_at = fail_at, error, wait_at
         self._heeds_interrupt, self._gate = heeds_interrupt, gate
+        self._gaps, self._clock = gaps or {}, clock
 
     def __iter__(self) -> Iterator[Frame]:
         for index in range(self.frame_count or 0):
@@ -140,7 +155,13 @@ class StandInSource:
                 self.waiting.set()
                 self.released.wait()
                 return
-            yield frame(index, pts_seconds=index / 25)
+            yield frame(
+                index,
+                pts_seconds=index / 25,
+                source_id=self.source_id,
+                gap=self._gaps.get(index),
+                captured_at_seconds=None if self._clock is None else self._clock(),
+            )
 
     def interrupt(self) -> None:
         if self._heeds_interrupt:

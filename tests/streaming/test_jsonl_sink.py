@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 from pcmoe_det.errors import OutputError
 from pcmoe_det.streaming import JsonLinesSink, OutputFile, result_record
-from pcmoe_det.structures import Detections, FrameResult
+from pcmoe_det.streaming.record_schema import RECORD_SCHEMA
+from pcmoe_det.structures import Detections, FrameResult, Gap
 from tests.streaming.stand_ins import CLASS_NAMES, detections, frame
 
 
@@ -76,31 +81,25 @@ def test_a_run_without_frames_leaves_an_empty_file_only_when_complete(tmp_path: 
         assert sorted(tmp_path.iterdir()) == expected
 
 
-class FullDisk:
-    """Writes half of what it gets, then fails, as a full disk does."""
-
-    def __init__(self, file) -> None:
-        self.file = file
-
-    def write(self, data: bytes) -> int:
-        self.file.write(data[: len(data) // 2])
-        self.file.flush()
-        raise OSError(28, "No space left on device")
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def test_a_full_disk_keeps_whole_lines_under_the_partial_name(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_whole_lines_under_the_partial_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink = JsonLinesSink(OutputFile(tmp_path / "out.jsonl", overwrite=False), class_names=CLASS_NAMES)
     sink.write(_result(0), None)
     sink.write(_result(1), None)
-    sink._file = FullDisk(sink._file)
-    with pytest.raises(OutputError, match="after 2 lines: No space left"):
+    real_write, free_bytes = os.pwrite, [40]
+
+    def write_what_fits(descriptor: int, data: bytes, offset: int) -> int:
+        if free_bytes[0] == 0:
+            raise OSError(28, "No space left on device")
+        written = real_write(descriptor, data[: free_bytes[0]], offset)
+        free_bytes[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "pwrite", write_what_fits)
+    with pytest.raises(OutputError, match=r"No space left on device; the 2 lines"):
         sink.write(_result(2), None)
+    monkeypatch.undo()
     assert sink.close("failed") == [tmp_path / "out.part.jsonl"]
     lines = (tmp_path / "out.part.jsonl").read_text().splitlines()
     assert [json.loads(line)["frame_index"] for line in lines] == [0, 1]
@@ -113,3 +112,61 @@ def test_records_do_not_depend_on_numpy_types(tmp_path: Path) -> None:
     sink.write(_result(found=found), None)
     sink.close("complete")
     assert json.loads((tmp_path / "out.jsonl").read_text())["detections"][0]["category"] == "car"
+
+
+def test_gaps_and_track_ids_are_there_only_where_there_is_one() -> None:
+    found = detections((0, 0, 5, 5, 0.9, 0), (1, 1, 5, 5, 0.8, 1))
+    found = replace(found, track_ids=np.array([-1, 12]))
+    gap = Gap("reconnected", 3.14159)
+    result = FrameResult(frame=frame(3, gap=gap), detections=found, latency_ms={})
+    record = result_record(result, class_names=CLASS_NAMES)
+    assert record["gap"] == {"cause": "reconnected", "seconds": 3.142}
+    assert [detection.get("track_id") for detection in record["detections"]] == [None, 12]
+    assert type(record["detections"][1]["track_id"]) is int
+    plain = result_record(_result(), class_names=CLASS_NAMES)
+    assert "gap" not in plain
+
+
+def _problems(record: object) -> list[str]:
+    validator = jsonschema.Draft202012Validator(RECORD_SCHEMA)
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(record)]
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(RECORD_SCHEMA)
+
+
+def test_records_match_the_schema() -> None:
+    found = replace(
+        detections((0, 0, 5, 5, 0.9, 0)), track_ids=np.array([4]), accounting={"hit_tokens": 5, "share": 0.5}
+    )
+    timed = {"read": 1.0, "wait": 0.0, "detect": 2.0, "track": 0.1, "render": 1.0, "total": 9.0}
+    for result in (
+        _result(),
+        _result(pts_seconds=None),
+        FrameResult(frame=frame(3, gap=Gap("size_changed", 0.0)), detections=found, latency_ms=timed),
+    ):
+        record = json.loads(json.dumps(result_record(result, class_names=CLASS_NAMES)))
+        assert _problems(record) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"schema_version": 2}, "$.schema_version"),
+        ({"frame_index": -1}, "$.frame_index"),
+        ({"frame_index": 1.5}, "$.frame_index"),
+        ({"pts_seconds": "0"}, "$.pts_seconds"),
+        ({"other": 1}, "$: Additional properties"),
+        ({"gap": {"cause": "sleep", "seconds": 1}}, "$.gap.cause"),
+        ({"latency_ms": {"read": 1, "wait": 1, "detect": 1}}, "$.latency_ms: 'total'"),
+        (
+            {"detections": [{"bbox_xyxy": [1, 2, 3], "category": "car", "score": 0.5}]},
+            "$.detections[0].bbox_xyxy",
+        ),
+    ],
+)
+def test_the_schema_refuses_what_is_wrong(change: dict[str, Any], where: str) -> None:
+    record = {**result_record(_result(), class_names=CLASS_NAMES), **change}
+    (problem,) = _problems(record)
+    assert problem.startswith(where)

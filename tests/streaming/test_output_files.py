@@ -26,10 +26,58 @@ def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_a_leftover_of_an_earlier_run_stays_until_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out.part.mp4").write_text("leftover")
-    OutputFile(tmp_path / "out.mp4", overwrite=False)
-    assert (tmp_path / "out.part.mp4").read_text() == "leftover"
+def test_a_leftover_of_an_earlier_run_needs_overwrite(tmp_path: Path) -> None:
+    leftover = tmp_path / "out.part.mp4"
+    leftover.write_text("hours of work")
+    with pytest.raises(OutputError, match=r"out\.part\.mp4 is what an earlier run .* rename it to keep it"):
+        OutputFile(tmp_path / "out.mp4", overwrite=False)
+    target = OutputFile(tmp_path / "out.mp4", overwrite=True)
+    assert leftover.read_text() == "hours of work"
+    with target.create() as file:
+        file.write(b"new")
+    assert leftover.read_text() == "new"
+    assert target.finish("complete") == tmp_path / "out.mp4"
+
+
+def test_an_empty_leftover_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out.part.mp4").touch()
+    with OutputFile(tmp_path / "out.mp4", overwrite=False).create() as file:
+        file.write(b"new")
+    assert (tmp_path / "out.part.mp4").read_text() == "new"
+
+
+@pytest.mark.parametrize("outcome", ["complete", "interrupted", "failed"])
+def test_a_leftover_is_never_a_result_of_this_run(tmp_path: Path, outcome) -> None:
+    (tmp_path / "out.part.mp4").write_text("hours of work")
+    target = OutputFile(tmp_path / "out.mp4", overwrite=True)
+    assert target.finish(outcome) is None
+    target.discard()
+    assert (tmp_path / "out.part.mp4").read_text() == "hours of work"
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
+    first, second = (OutputFile(tmp_path / "out.mp4", overwrite=False) for _ in range(2))
+    with first.create(), pytest.raises(OutputError, match="another run writes the same output"):
+        second.create()
+
+
+def test_a_file_that_somebody_removed_is_told(tmp_path: Path) -> None:
+    target = OutputFile(tmp_path / "out.txt", overwrite=False)
+    target.create().close()
+    target.partial_path.unlink()
+    with pytest.raises(OutputError, match=r"out\.part\.txt was removed"):
+        target.finish("complete")
+    assert target.finish("failed") is None
+
+
+def test_a_folder_that_vanished_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    target = OutputFile(folder / "out.txt", overwrite=False)
+    folder.rmdir()
+    with pytest.raises(OutputError, match=r"out\.part\.txt cannot be written: No such file"):
+        target.create()
 
 
 @pytest.mark.parametrize(

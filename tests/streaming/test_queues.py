@@ -112,3 +112,33 @@ def test_put_after_the_end_marker_is_a_bug() -> None:
 def test_a_queue_needs_room() -> None:
     with pytest.raises(ValueError, match="at least 1, not 0"):
         BoundedQueue(0)
+
+
+def test_it_tells_whether_there_is_room_and_whether_it_has_ended() -> None:
+    queue: BoundedQueue[int] = BoundedQueue(1)
+    assert queue.has_room
+    queue.put(0)
+    assert not queue.has_room
+    queue.finish()
+    assert not queue.has_ended  # one is left
+    assert queue.take_waiting() == 0
+    assert queue.take_waiting() is None
+    assert queue.has_ended
+    full: BoundedQueue[int] = BoundedQueue(1)
+    full.put(0)
+    full.close(cause="failed")
+    assert full.has_room  # a put is answered at once, with QueueEnded
+    assert full.has_ended
+
+
+def test_every_change_is_told() -> None:
+    changes: list[int] = []
+    queue: BoundedQueue[int] = BoundedQueue(2, on_change=lambda: changes.append(len(queue)))
+    queue.put(0)
+    queue.put(1)
+    queue.get()
+    queue.take_waiting()
+    queue.take_waiting()  # nothing there: no change
+    queue.finish()
+    queue.close(cause="stopped")
+    assert changes == [1, 2, 1, 0, 0, 0]

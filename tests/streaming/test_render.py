@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,22 @@ def test_the_outline_shows_class_colour_and_a_dark_rim(height: int, width: int, 
     assert on_line[box[2]]
     if ground:
         assert (row == 0).all(axis=1).sum() >= 2
+
+
+def test_a_label_is_the_same_every_time_and_tells_class_number_and_score() -> None:
+    image = np.full((480, 640, 3), 90, np.uint8)
+    found = detections((100, 200, 300, 400, 0.87, 1))
+    label = (slice(150, 199), slice(90, 400))
+    first, again = (draw_detections(image, found, class_names=CLASS_NAMES)[label] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other_score = replace(found, scores=np.array([0.86], np.float32))
+    other_class = replace(found, class_ids=np.array([0]))
+    tracked = [replace(found, track_ids=np.array([number])) for number in (-1, 7, 8)]
+    for changed in (other_score, other_class, *tracked[1:]):
+        assert (draw_detections(image, changed, class_names=CLASS_NAMES)[label] != first).any()
+    untracked, seven, eight = (draw_detections(image, one, class_names=CLASS_NAMES)[label] for one in tracked)
+    np.testing.assert_array_equal(untracked, first)
+    assert (seven != eight).any()
 
 
 def test_nothing_found_changes_nothing() -> None:

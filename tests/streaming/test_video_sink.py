@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 
 from pcmoe_det.errors import OutputError, UsageError
-from pcmoe_det.streaming import OutputFile, VideoSink
-from pcmoe_det.streaming.video_sink import TimeStamps, choose_time_base
-from pcmoe_det.structures import FrameResult
+from pcmoe_det.streaming import OutputFile, VideoSink, video_sink
+from pcmoe_det.structures import FrameResult, Gap
 from tests.streaming.stand_ins import detections, frame, grey_of, index_of, read_clip
+from tests.streaming.video_boxes import boxes
 
 
 def _result(index: int, pts_seconds: float | None) -> FrameResult:
@@ -76,8 +77,7 @@ def test_browsers_can_play_it(tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         codec = container.streams.video[0].codec_context
         assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
-    content = path.read_bytes()
-    assert content.index(b"moov") < content.index(b"mdat")
+    assert boxes(path) == ["ftyp", "moov", "free", "mdat"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (47, 63), (48, 63), (2, 2), (120, 160)])
@@ -150,7 +150,7 @@ def test_a_folder_that_vanishes_is_an_output_error(tmp_path: Path) -> None:
     folder.mkdir()
     sink = VideoSink(OutputFile(folder / "out.mp4", overwrite=False))
     folder.rmdir()
-    with pytest.raises(OutputError, match="cannot be written after 0 frames"):
+    with pytest.raises(OutputError, match="cannot be written: No such file"):
         sink.write(_result(0, 0.0), _picture(0))
     assert sink.close("failed") == []
 
@@ -167,35 +167,69 @@ def test_odd_names_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "chosen"),
+    ("given", "written"),
     [
-        (None, Fraction(1, 90_000)),
-        (Fraction(1, 25), Fraction(1, 25)),
-        (Fraction(1001, 30_000), Fraction(1, 30_000)),
-        (Fraction(1, 10**9), Fraction(1, 90_000)),
+        ((2160, 3840), (2160, 3840)),
+        ((2304, 4096), (2304, 4096)),
+        ((1, 20_000), (2, 8688)),
+        ((20_000, 100), (8688, 44)),
     ],
 )
-def test_time_base(source: Fraction | None, chosen: Fraction) -> None:
-    assert choose_time_base(source) == chosen
+def test_pictures_are_as_large_as_browsers_play(given: tuple[int, int], written: tuple[int, int]) -> None:
+    assert video_sink._video_size(*given) == written
 
 
-def _ticks(times: list[float | None]) -> tuple[list[int], int]:
-    stamps = TimeStamps(Fraction(1, 1000), Fraction(25))
-    return [stamps.next_ticks(time) for time in times], stamps.adjusted
+@pytest.mark.timeout(60)
+def test_a_picture_of_48_megapixels_is_scaled_down(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    _write(path, [0.0], [_picture(7, 6000, 8000)])
+    picture = read_clip(path)[1][0]
+    height, width = picture.shape[:2]
+    assert height / width == pytest.approx(6000 / 8000, rel=1e-3)
+    # The largest frame of level 5.1 (ITU-T H.264, table A-1) has 36,864 macroblocks of 16x16.
+    assert 36_000 < -(-height // 16) * -(-width // 16) <= 36_864
+    assert index_of(picture[100:-100, 100:-100]) == 7
 
 
-def test_times_that_repeat_or_step_back_stay_increasing() -> None:
-    assert _ticks([0.0, 0.04, 0.04, 0.03, 0.08]) == ([0, 40, 41, 42, 80], 2)
+def test_the_size_may_change_often(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    sizes = [(48, 64), (1, 1), (480, 640), (47, 63), (64, 48), (6, 90)]
+    times = [index / 25 for index in range(len(sizes))]
+    _write(path, times, [_picture(10, *size) for size in sizes])
+    written, pictures = read_clip(path)
+    assert written == pytest.approx(times)
+    assert {picture.shape for picture in pictures} == {(48, 64, 3)}
+    assert [index_of(picture[24, 32]) for picture in pictures] == [10] * len(sizes)
 
 
-def test_a_clock_that_was_reset_continues_one_frame_later() -> None:
-    assert _ticks([5.0, 5.04, 0.0, 0.04]) == ([5000, 5040, 5080, 5120], 1)
+def test_a_gap_takes_the_time_that_it_took(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    sink = VideoSink(OutputFile(path, overwrite=False))
+    for index, (pts_seconds, gap) in enumerate(
+        [(0.0, None), (0.04, None), (5000.0, Gap("reconnected", 3.0)), (5000.04, None)]
+    ):
+        result = FrameResult(
+            frame=replace(frame(index, pts_seconds=pts_seconds), gap=gap), detections=detections()
+        )
+        sink.write(result, _picture(index))
+    sink.close("complete")
+    assert read_clip(path)[0] == pytest.approx([0.0, 0.04, 3.04, 3.08])
 
 
-def test_frames_without_a_time_come_one_frame_apart() -> None:
-    assert _ticks([None, None, None]) == ([0, 40, 80], 2)
+@pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov", ".mkv"])
+def test_a_failed_stream_leaves_every_frame_in_the_part(tmp_path: Path, suffix: str) -> None:
+    sink = VideoSink(OutputFile(tmp_path / f"out{suffix}", overwrite=False))
+    for index in range(60):
+        sink.write(_result(index, index / 25), _picture(index))
+    assert sink.close("failed") == [tmp_path / f"out.part{suffix}"]
+    times, pictures = read_clip(tmp_path / f"out.part{suffix}")
+    assert times == pytest.approx([index / 25 for index in range(60)], abs=5.1e-4)
+    assert [index_of(picture) for picture in pictures] == [index % 24 for index in range(60)]
 
 
-@pytest.mark.parametrize("start", [-0.5, 95_443.7])
-def test_a_start_far_away_becomes_zero(start: float) -> None:
-    assert _ticks([start, start + 0.04])[0] == [0, 40]
+def test_a_part_that_somebody_removed_is_told(tmp_path: Path) -> None:
+    sink = VideoSink(OutputFile(tmp_path / "out.mp4", overwrite=False))
+    sink.write(_result(0, 0.0), _picture(0))
+    (tmp_path / "out.part.mp4").unlink()
+    with pytest.raises(OutputError, match="was removed"):
+        sink.close("complete")

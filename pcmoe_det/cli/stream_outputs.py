@@ -1,0 +1,182 @@
+"""Names of a stream's outputs, checked before anything slow happens."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pcmoe_det.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from pcmoe_det.streaming import OutputFile
+
+__all__ = ["StreamOutputs", "check_outputs", "file_stem", "make_folder"]
+
+_FILE_ENDINGS = {"output": ".mp4", "jsonl": ".jsonl", "coco": ".json", "mot": ".txt"}
+_FOLDERS = ("crops", "frames")
+
+
+@dataclass
+class StreamOutputs:
+    """Where the outputs of one source go, by option."""
+
+    files: dict[str, OutputFile] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+
+
+def file_stem(location: str | int) -> str:
+    """What ``{source}`` stands for: a name without folders, credentials and characters that files lack.
+
+    >>> file_stem("videos/street.mp4"), file_stem(0), file_stem("rtsp://me:secret@cam.local:554/live?key=1")
+    ('street', 'camera-0', 'cam.local-554-live')
+
+    Raises:
+        UsageError: An address that cannot be understood.
+    """
+    if isinstance(location, int):
+        return f"camera-{location}"
+    if location == "-":
+        return "stdin"
+    from pcmoe_det.streaming.addresses import is_address, parse_address
+
+    if is_address(location):
+        name = parse_address(location).redacted.partition("://")[2].partition("?")[0]
+    else:
+        path = Path(location)
+        name = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"
+
+
+def check_outputs(
+    arguments: argparse.Namespace, locations: Sequence[str | int]
+) -> tuple[list[StreamOutputs], OutputFile | None]:
+    """The outputs of each source, and the file of the summary.
+
+    Raises:
+        PcmoeError: A name that several sources or outputs would share, or an output that cannot be written.
+    """
+    from pcmoe_det.streaming import OutputFile
+    from pcmoe_det.streaming.window_sink import check_display
+
+    taken: dict[Path, str] = {}
+    outputs = [StreamOutputs() for _ in locations]
+    for number, (location, output) in enumerate(zip(locations, outputs, strict=True), start=1):
+        stem = file_stem(location)
+        for option, ending in _FILE_ENDINGS.items():
+            given = getattr(arguments, option)
+            if given is None:
+                continue
+            name = _file_name(
+                given, option, stem=stem, number=number, several=len(locations) > 1, ending=ending
+            )
+            output.files[option] = _open_target(name, option, arguments.overwrite, location, locations, taken)
+        for option in _FOLDERS:
+            given = getattr(arguments, option)
+            if given is not None:
+                folder = _folder_name(given, stem=stem, number=number, several=len(locations) > 1)
+                _check_folder(folder, option, arguments.overwrite, location, taken)
+                output.folders[option] = folder
+    summary = None
+    if arguments.summary is not None:
+        summary = OutputFile(arguments.summary, overwrite=arguments.overwrite)
+        _take(taken, summary, "summary")
+    if arguments.show:
+        check_display()
+    return outputs, summary
+
+
+def make_folder(folder: Path) -> Path:
+    """``folder``, which a sink makes itself, with the folder around it made.
+
+    Raises:
+        OutputError: That cannot be made.
+    """
+    try:
+        folder.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder.parent} cannot be made: {error.strerror or error}") from error
+    return folder
+
+
+def _file_name(given: str, option: str, *, stem: str, number: int, several: bool, ending: str) -> Path:
+    """``given`` with its placeholders filled in, or a name in it if it is a folder."""
+    if given.endswith("/") or Path(given).is_dir():
+        return Path(_filled(given, stem, number)) / f"{stem}{ending}"
+    name = _filled(given, stem, number)
+    if several and name == given:
+        raise UsageError(
+            f"--{option} {given} names one file for several sources; give a folder, or a name with "
+            f"{{source}} or {{n}}, such as {Path(given).with_name('{source}' + Path(given).suffix)}"
+        )
+    return Path(name)
+
+
+def _folder_name(given: str, *, stem: str, number: int, several: bool) -> Path:
+    name = _filled(given, stem, number)
+    return Path(given) / stem if several and name == given else Path(name)
+
+
+def _filled(given: str, stem: str, number: int) -> str:
+    return given.replace("{source}", stem).replace("{n}", str(number))
+
+
+def _open_target(
+    name: Path,
+    option: str,
+    overwrite: bool,
+    location: str | int,
+    locations: Sequence[str | int],
+    taken: dict[Path, str],
+) -> OutputFile:
+    from pcmoe_det.streaming import OutputFile
+    from pcmoe_det.streaming.coco_sink import categories_target
+    from pcmoe_det.streaming.video_sink import check_video_suffix
+
+    if option == "output":
+        check_video_suffix(name)
+    for other in locations:
+        if isinstance(other, str) and name.exists() and Path(other).exists() and name.samefile(other):
+            raise OutputError(f"the output {name} is the source itself; choose another name")
+    target = OutputFile(name, overwrite=overwrite, source=location if isinstance(location, str) else None)
+    _take(taken, target, option)
+    if option == "coco":
+        _take(taken, categories_target(target), option)
+    return target
+
+
+def _take(taken: dict[Path, str], target: OutputFile, option: str) -> None:
+    """Refuse a name that another output of this run has."""
+    for name in (target.path.absolute(), target.partial_path.absolute()):
+        other = taken.get(name)
+        if other == option:
+            raise UsageError(
+                f"two sources would both write {name} with --{option}; "
+                "put {n} into the name to tell them apart"
+            )
+        if other is not None:
+            raise UsageError(f"--{other} and --{option} both write {name}; give them different names")
+    for name in (target.path.absolute(), target.partial_path.absolute()):
+        taken[name] = option
+
+
+def _check_folder(
+    folder: Path, option: str, overwrite: bool, location: str | int, taken: dict[Path, str]
+) -> None:
+    from pcmoe_det.streaming.image_sinks import check_image_folder
+
+    other = taken.get(folder.absolute())
+    if other is not None:
+        both = (
+            f"two sources would both use {folder} with --{option}; put {{n}} into the name"
+            if other == option
+            else f"--{other} and --{option} both use {folder}; give them different names"
+        )
+        raise UsageError(both)
+    taken[folder.absolute()] = option
+    # The folder around those of several sources is made by ``make_folder``, when there is something to keep.
+    to_check = folder if folder.parent.exists() else folder.parent
+    check_image_folder(to_check, overwrite=overwrite, source=location if isinstance(location, str) else None)

@@ -1,0 +1,107 @@
+"""Files that grow by whole records and are sound at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from pcmoe_det.errors import OutputError
+from pcmoe_det.streaming.output_files import OutputFile
+from pcmoe_det.streaming.sinks import SinkOutcome
+
+__all__ = ["AppendFile"]
+
+
+class AppendFile:
+    """Appends records to an ``OutputFile``'s temporary file, each one whole or not at all.
+
+    A record goes to the system in one call, so that a crash of this process costs none that was appended.
+    Where the disk is full, what was written of the last record is cut off again.
+
+    Args:
+        target: Where to write; see ``OutputFile`` for what a failure leaves behind.
+        head: What the file begins with.
+        tail: What the file ends with, at every moment: the next record is written over it.
+        unit: What a record is called in messages.
+
+    Raises:
+        OutputError: The file cannot be created.
+    """
+
+    def __init__(
+        self, target: OutputFile, *, head: bytes = b"", tail: bytes = b"", unit: str = "records"
+    ) -> None:
+        self._target = target
+        self._tail = tail
+        self._unit = unit
+        self._end = 0
+        self._is_used = False
+        self._file = target.create()
+        self.count = 0
+        try:
+            self._write(head)
+        except BaseException:
+            self.discard()
+            raise
+
+    def append(self, records: bytes, *, count: int = 1) -> None:
+        """Append ``count`` records; none (of a frame without detections) still makes the file worth keeping.
+
+        Raises:
+            OutputError: They cannot be written; the records before them are in the file.
+        """
+        self._is_used = True
+        if records:
+            self._write(records)
+            self.count += count
+
+    def close(self, outcome: SinkOutcome) -> list[Path]:
+        """Finish the file; see ``ResultSink.close``. A stream that got no result and not to its end leaves
+        no file."""
+        try:
+            self._file.close()
+        except OSError as error:  # network folders report late
+            if outcome != "failed":
+                raise OutputError(
+                    f"{self._target.path} cannot be finished: {_reason(error)}; "
+                    f"what there is: {self._target.partial_path}"
+                ) from error
+        if not self._is_used and outcome != "complete":
+            self._target.discard()
+        path = self._target.finish(outcome)
+        return [] if path is None else [path]
+
+    def discard(self) -> None:
+        """Close the file and remove it."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._target.discard()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            _write_at(self._file.fileno(), data + self._tail, self._end)
+        except OSError as error:
+            self._take_back()
+            raise OutputError(
+                f"{self._target.path} cannot be written: {_reason(error)}; the {self.count} {self._unit} "
+                f"before that are kept in {self._target.partial_path}"
+            ) from error
+        self._end += len(data)
+
+    def _take_back(self) -> None:
+        """Cut off what did not fit; the tail takes the room that it had before."""
+        with contextlib.suppress(OSError):
+            os.truncate(self._file.fileno(), self._end)
+            _write_at(self._file.fileno(), self._tail, self._end)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
