@@ -23,6 +23,7 @@ __all__ = ["OpenedDetector", "add_committee_options", "open_detector"]
 # Named here too, so that --help needs neither torch nor the policies; a test compares the two.
 POLICY_NAMES = ("all", "magnitude_keep", "on_demand", "pcmoe", "random_keep")
 MISS_HANDLINGS = ("exchange", "skip", "rerank", "load")
+STAND_IN_WEIGHTS = ("own", "wanted", "renormalized")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ def add_committee_options(
         "score, or load (exact); default: the policy's",
     )
     group.add_argument(
+        "--stand-in-weight",
+        choices=STAND_IN_WEIGHTS,
+        default="wanted",
+        help="gate weight of an expert that stands in for an absent one: its own score, the absent one's, or "
+        "its own over the sum of the resident ones'",
+    )
+    group.add_argument(
         "--importance", choices=("eq1", "counts", "magnitude", "random"), help="of --policy pcmoe"
     )
     group.add_argument("--margin", type=float, help="how much better a challenger must be (--policy pcmoe)")
@@ -84,6 +92,8 @@ def _check(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} needs --policy; choose one of {', '.join(POLICY_NAMES)}")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"--threads {arguments.threads} cannot compute; use 1 or more")
     if arguments.trace is not None:
         check_output_file(arguments.trace, overwrite=True)
 
@@ -190,6 +200,7 @@ def _open_packed(
         budget_bytes=parse_budget(arguments.expert_budget or "0.5", total_bytes=packed.expert_bytes),
         options=CommitteeOptions(
             on_miss=arguments.on_miss,
+            stand_in_weight=arguments.stand_in_weight,
             update_period=arguments.update_period,
             max_swaps_per_frame=arguments.max_swaps_per_frame,
             synchronous=arguments.loading == "synchronous",

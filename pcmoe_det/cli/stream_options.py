@@ -151,7 +151,12 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
     preview.add_argument(
         "--preview-host", metavar="ADDRESS", help="serve it on another address; needs --preview-token"
     )
-    preview.add_argument("--preview-token", metavar="TOKEN", help="what a visitor must know")
+    preview.add_argument(
+        "--preview-token",
+        metavar="TOKEN",
+        help="what a visitor must know; better in the environment as PCMOE_PREVIEW_TOKEN, where no list of "
+        "processes shows it",
+    )
 
 
 def _whole_number(smallest: int) -> Callable[[str], int]:

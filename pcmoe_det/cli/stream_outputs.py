@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ def file_stem(location: str | int) -> str:
         name = parse_address(location).redacted.partition("://")[2].partition("?")[0]
     else:
         path = Path(location)
-        name = path.name if path.is_dir() else path.stem
+        name = path.name if os.path.isdir(path) else path.stem  # noqa: PTH112 (False for names too long)
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"
 
 
@@ -104,7 +105,7 @@ def make_folder(folder: Path) -> Path:
 
 def _file_name(given: str, option: str, *, stem: str, number: int, several: bool, ending: str) -> Path:
     """``given`` with its placeholders filled in, or a name in it if it is a folder."""
-    if given.endswith("/") or Path(given).is_dir():
+    if given.endswith("/") or os.path.isdir(given):  # noqa: PTH112 (False for names too long)
         return Path(_filled(given, stem, number)) / f"{stem}{ending}"
     name = _filled(given, stem, number)
     if several and name == given:
@@ -139,13 +140,20 @@ def _open_target(
     if option == "output":
         check_video_suffix(name)
     for other in locations:
-        if isinstance(other, str) and name.exists() and Path(other).exists() and name.samefile(other):
+        if isinstance(other, str) and _is_same_file(name, other):
             raise OutputError(f"the output {name} is the source itself; choose another name")
     target = OutputFile(name, overwrite=overwrite, source=location if isinstance(location, str) else None)
     _take(taken, target, option)
     if option == "coco":
         _take(taken, categories_target(target), option)
     return target
+
+
+def _is_same_file(one: str | Path, other: str | Path) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except (OSError, ValueError):  # not there, a name too long, a NUL character
+        return False
 
 
 def _take(taken: dict[Path, str], target: OutputFile, option: str) -> None:
@@ -178,5 +186,5 @@ def _check_folder(
         raise UsageError(both)
     taken[folder.absolute()] = option
     # The folder around those of several sources is made by ``make_folder``, when there is something to keep.
-    to_check = folder if folder.parent.exists() else folder.parent
+    to_check = folder if os.path.exists(folder.parent) else folder.parent  # noqa: PTH110
     check_image_folder(to_check, overwrite=overwrite, source=location if isinstance(location, str) else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -185,7 +186,7 @@ class StreamRun:
         return PreviewServer(
             arguments.preview,
             host=arguments.preview_host or "127.0.0.1",
-            token=arguments.preview_token,
+            token=arguments.preview_token or os.environ.get("PCMOE_PREVIEW_TOKEN"),
             summaries=lambda: () if self._pipeline is None else self._pipeline.summaries(),
             committee=self._committee_view,
         )

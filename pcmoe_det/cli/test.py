@@ -150,7 +150,7 @@ def _write_detections(arguments: argparse.Namespace, metric: ShiftMetric) -> Non
 
     committee = {
         name: getattr(arguments, name)
-        for name in ("policy", "expert_budget", "importance", "policy_seed", "on_miss", "loading")
+        for name in ("policy", "expert_budget", "importance", "policy_seed", "on_miss", "stand_in_weight")
     }
     write_detections(
         arguments.detections,

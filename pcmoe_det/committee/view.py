@@ -27,11 +27,11 @@ def committee_view(committee: Committee) -> dict[str, Any]:
         ``expert_bytes`` (of the whole model), ``hit_tokens``, ``miss_tokens``, ``swaps``, ``bytes_read``,
         ``failed_loads``, and ``layers``: ``name``, ``num_experts``, ``quota`` (residents it may have),
         ``resident``, ``incoming`` and ``outgoing`` (experts of swaps under way), ``used`` (experts that
-        tokens of the last frame chose, resident or not; None where the committee does not keep them),
+        tokens of the last frame chose, resident or not; None before the first frame),
         ``hit_tokens``, ``miss_tokens``, ``swaps``.
     """
     residents, in_flight = _one_generation(committee)
-    frame_tokens: Sequence[Sequence[int]] = getattr(committee, "frame_tokens", ())
+    frame_tokens = committee.frame_tokens
     totals = committee.accounting.totals()
     return {
         "policy": committee.policy.name,
@@ -80,7 +80,7 @@ def _one_generation(
 
 
 def _used(frame_tokens: Sequence[Sequence[int]], layer: int) -> list[int] | None:
-    """Experts that some token chose; None where nobody counted."""
+    """Experts that some token chose; None before the first frame."""
     if layer >= len(frame_tokens):
         return None
     return [expert for expert, number in enumerate(frame_tokens[layer]) if number]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -109,11 +110,13 @@ class FileSource:
     @property
     def faults(self) -> Mapping[str, int]:
         """Counts: ``unreadable`` and ``undecodable`` packets, ``corrupt`` frames that were decoded all the
-        same, ``missing`` frames that the container announces but does not hold."""
+        same, ``missing`` frames that the container announces but does not hold (for Matroska by its length
+        and frame rate)."""
         return self._faults.as_dict()
 
     def __iter__(self) -> Iterator[Frame]:
         decoded_count = 0
+        end_seconds = 0.0
         try:
             while not self._interrupted:
                 picture = self._first if decoded_count == 0 else next(self._decoded, None)
@@ -133,13 +136,14 @@ class FileSource:
                     captured_at_seconds=self._clock(),
                 )
                 decoded_count += 1
+                if picture.pts is not None:
+                    end_seconds = float((picture.pts + (picture.duration or 0)) * picture.time_base)
         except av.error.FFmpegError as error:
             raise SourceError(
                 f"{self._path} cannot be read after {decoded_count} frames: "
                 f"{reason_of(error)}{self._counted()}"
             ) from error
-        announced = self.frame_count
-        missing = 0 if announced is None else announced - decoded_count - self._lost_packets
+        missing = self._missing(decoded_count, end_seconds)
         if missing > 0 and not self._interrupted:
             self._faults.add("missing", missing)
         if self._faults.as_dict():
@@ -150,6 +154,18 @@ class FileSource:
 
     def close(self) -> None:
         self._container.close()
+
+    def _missing(self, decoded_count: int, end_seconds: float) -> int:
+        """How many frames the container announces and does not hold: by its own count, or by the length that
+        Matroska, which does not count, has in its header."""
+        if self.frame_count is not None:
+            return self.frame_count - decoded_count - self._lost_packets
+        rate = float(self.frame_rate or 0)
+        if "matroska" not in self._container.format.name or not rate:
+            return 0
+        missing = (_announced_seconds(self._container, self._stream) - end_seconds) * rate
+        # Times in Matroska are whole milliseconds, and how long the last frame lasts need not be known.
+        return round(missing) if missing > 1.5 else 0
 
     def _counted(self) -> str:
         """What went wrong so far, in brackets; empty if nothing did."""
@@ -203,6 +219,15 @@ def _check_regular_file(path: Path) -> None:
         raise SourceError(f"the source {path} cannot be read: {error}") from error
     if start.lstrip().startswith(_PLAYLIST_STARTS):
         raise SourceError(f"the source {path} is a playlist or a text file; give a video file")
+
+
+def _announced_seconds(container: Any, stream: Any) -> float:
+    """The length of a Matroska file's video as its header tells it; 0.0 where it does not."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
+    if match is not None:
+        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+    # The whole file's length is the video's where there is nothing else in it.
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
 def _open_container(path: Path, options: SourceOptions) -> Any:

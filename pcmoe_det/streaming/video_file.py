@@ -64,6 +64,7 @@ class FragmentFile:
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self._position = 0
+        self._has_fragment = False
         self.whole_bytes = 0
         self.error: OSError | None = None
 
@@ -71,7 +72,9 @@ class FragmentFile:
         view = memoryview(data)
         if self.error is None:
             if data[4:8] == _MP4_FRAGMENT or data[:4] == _MATROSKA_CLUSTER:
-                self.whole_bytes = self._position
+                if self._has_fragment:  # before the first one there is a header only, which nobody can play
+                    self.whole_bytes = self._position
+                self._has_fragment = True
             try:
                 rest = view
                 while rest:

@@ -10,11 +10,12 @@ import pytest
 
 from pcmoe_det.cli import analyze, stream
 from pcmoe_det.cli import test as test_command
-from pcmoe_det.cli.committee_options import MISS_HANDLINGS, POLICY_NAMES
+from pcmoe_det.cli.committee_options import MISS_HANDLINGS, POLICY_NAMES, STAND_IN_WEIGHTS
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.policies import POLICIES
 from pcmoe_det.datasets.street_video import StreetVideo
 from pcmoe_det.datasets.street_writer import write_clip, write_shift_split
+from pcmoe_det.models.stand_ins import StandInWeight
 from pcmoe_det.models.weights_file import WeightsInfo, save_weights
 from tests.committee.packed_samples import CLASSES, random_detector, tiny_config
 
@@ -53,6 +54,7 @@ def evaluate(made: Path, monkeypatch: pytest.MonkeyPatch, name: str, *options: s
 def test_the_names_of_the_command_line_are_those_of_the_package() -> None:
     assert set(POLICY_NAMES) == set(POLICIES)
     assert set(MISS_HANDLINGS) == set(get_args(MissHandling))
+    assert set(STAND_IN_WEIGHTS) == set(get_args(StandInWeight))
 
 
 def test_evaluation_under_a_budget(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,16 +58,19 @@ def test_swaps_under_way_are_named() -> None:
     assert [layer["outgoing"] for layer in layers[:3]] == [[], [2], []]
 
 
-def test_used_experts_are_those_that_tokens_chose(monkeypatch: pytest.MonkeyPatch) -> None:
-    committee = make_committee(SmallDetector()).committee
-    monkeypatch.setattr(committee, "frame_tokens", (), raising=False)
-    assert committee_view(committee)["layers"][0]["used"] is None  # no frame yet
-    monkeypatch.setattr(committee, "frame_tokens", ((0, 7, 0, 1, 0, 0), (1,) * 6, (0,) * 6), raising=False)
-    assert [layer["used"] for layer in committee_view(committee)["layers"]] == [
-        [1, 3],
-        [0, 1, 2, 3, 4, 5],
-        [],
-    ]
+def test_used_experts_are_those_that_tokens_chose() -> None:
+    model = SmallDetector()
+    committee = make_committee(model, policy="all").committee
+    assert [layer["used"] for layer in committee_view(committee)["layers"]] == [None] * 3
+    chosen: list[set[int]] = []
+    for _, layer in model.backbone.moe_layers():  # the unpatched model tells, layer by layer
+        layer.gate.register_forward_hook(lambda *call: chosen.append(set(call[2].experts.flatten().tolist())))
+    frames = video(3)
+    run(model, frames)
+    expected = [sorted(experts) for experts in chosen[-3:]]
+    with committee.patched(model):
+        run(model, frames)
+    assert [layer["used"] for layer in committee_view(committee)["layers"]] == expected
 
 
 @pytest.mark.timeout(60)

@@ -35,6 +35,14 @@ def server() -> Iterator[PreviewServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[PreviewServer]:
+    """For tests that only read. It has one stream."""
+    with open_server() as running:
+        running.sink("made").write(result(), None)
+        yield running
+
+
 def show(server: PreviewServer, source_id: str = "made", *, grey: int = 128, frames: int = 1) -> Any:
     """A stream that has given some frames and has a picture waiting for its first viewer."""
     sink = server.sink(source_id)
@@ -45,8 +53,8 @@ def show(server: PreviewServer, source_id: str = "made", *, grey: int = 128, fra
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/healthz", "/nothing", "/picture?source=9"])
-def test_every_answer_keeps_other_sites_out(server: PreviewServer, path: str) -> None:
-    reply = request(server.port, path)
+def test_every_answer_keeps_other_sites_out(shared_server: PreviewServer, path: str) -> None:
+    reply = request(shared_server.port, path)
     assert reply.headers["X-Content-Type-Options"] == "nosniff"
     policy = reply.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
@@ -60,19 +68,21 @@ def test_every_answer_keeps_other_sites_out(server: PreviewServer, path: str) ->
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_page_and_its_parts_are_there_and_head_has_no_body(server: PreviewServer, path: str) -> None:
-    whole = request(server.port, path)
+def test_the_page_and_its_parts_are_there_and_head_has_no_body(
+    shared_server: PreviewServer, path: str
+) -> None:
+    whole = request(shared_server.port, path)
     assert whole.status == 200
     assert whole.body
-    head = request(server.port, path, method="HEAD")
+    head = request(shared_server.port, path, method="HEAD")
     assert (head.status, head.body) == (200, b"")
     if path not in ("/state", "/metrics"):  # these change
         assert head.headers["Content-Length"] == str(len(whole.body))
 
 
-def test_the_page_loads_nothing_from_elsewhere(server: PreviewServer) -> None:
+def test_the_page_loads_nothing_from_elsewhere(shared_server: PreviewServer) -> None:
     for path in PATHS[:6]:
-        text = request(server.port, path).body.decode()
+        text = request(shared_server.port, path).body.decode()
         outside = text.replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in outside
         assert "https:" not in outside
@@ -80,15 +90,15 @@ def test_the_page_loads_nothing_from_elsewhere(server: PreviewServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "BREW"])
-def test_only_get_and_head(server: PreviewServer, method: str) -> None:
-    reply = request(server.port, "/metrics", method=method)
+def test_only_get_and_head(shared_server: PreviewServer, method: str) -> None:
+    reply = request(shared_server.port, "/metrics", method=method)
     assert reply.status == 405
     assert reply.headers["Allow"] == "GET, HEAD"
 
 
-def test_a_body_is_refused_and_not_taken_for_a_request(server: PreviewServer) -> None:
+def test_a_body_is_refused_and_not_taken_for_a_request(shared_server: PreviewServer) -> None:
     hidden = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    reply = request(server.port, "/", body=hidden)
+    reply = request(shared_server.port, "/", body=hidden)
     assert reply.status == 400
     assert reply.headers["Connection"] == "close"
 
@@ -108,10 +118,9 @@ def test_a_body_is_refused_and_not_taken_for_a_request(server: PreviewServer) ->
 )
 @pytest.mark.parametrize("path", ["/", "/metrics", "/state", "/healthz", "/picture", "/nothing"])
 def test_requests_from_elsewhere_are_refused_everywhere(
-    server: PreviewServer, path: str, headers: dict[str, str], allowed: bool
+    shared_server: PreviewServer, path: str, headers: dict[str, str], allowed: bool
 ) -> None:
-    show(server)
-    reply = request(server.port, path, **headers)
+    reply = request(shared_server.port, path, **headers)
     assert (reply.status != 403) is allowed
     if not allowed:
         assert len(reply.body) < 200
@@ -170,9 +179,8 @@ def test_the_newest_picture_is_sent_and_then_only_newer_ones(server: PreviewServ
      ("/..%2f..%2fetc/passwd", 404), ("/page", 404),
      ("/?" + "a=1&" * 20, 400), ("//evil.example/", 404)],
 )  # fmt: skip
-def test_malformed_requests_get_a_sentence(server: PreviewServer, path: str, status: int) -> None:
-    show(server)
-    reply = request(server.port, path)
+def test_malformed_requests_get_a_sentence(shared_server: PreviewServer, path: str, status: int) -> None:
+    reply = request(shared_server.port, path)
     assert reply.status == status
     assert b"Traceback" not in reply.body
 
@@ -187,15 +195,15 @@ def test_malformed_requests_get_a_sentence(server: PreviewServer, path: str, sta
         b"GET http://[/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
     ],
 )
-def test_what_is_no_http_ends_the_connection(server: PreviewServer, line: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+def test_what_is_no_http_ends_the_connection(shared_server: PreviewServer, line: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", shared_server.port), timeout=10) as connection:
         connection.sendall(line)
         received = b""
         while chunk := connection.recv(65536):
             received += chunk
     assert b"Traceback" not in received
     assert b"<svg" not in received
-    assert request(server.port, "/").status == 200
+    assert request(shared_server.port, "/").status == 200
 
 
 def test_the_state_of_everything(server: PreviewServer) -> None:
