@@ -101,6 +101,7 @@ def _checkpoint_to_resume(last: Path) -> Path:
 
 def _build_runner(config: Config) -> Runner:
     """A runner whose model, data, optimiser and loops are built, so that a wrong config shows at once."""
+    from pcmoe_det.cli.router_health import RouterHealthHook
     from pcmoe_det.cli.training_hooks import GoOnWithFreshDataHook, PlainCheckpointHook
     from pcmoe_det.cli.training_log import PlainLogRunner
 
@@ -118,6 +119,7 @@ def _build_runner(config: Config) -> Runner:
         ) from error
     runner.register_hook(PlainCheckpointHook())
     runner.register_hook(GoOnWithFreshDataHook())
+    runner.register_hook(RouterHealthHook())
     return runner
 
 
@@ -170,6 +172,7 @@ def train(config: Config, *, weights: str | None) -> None:
     """
     import torch
 
+    from pcmoe_det.cli.router_health import draw_router_health
     from pcmoe_det.cli.training_curves import draw_curves
     from pcmoe_det.models.weights_file import load_into, read_weights, trusted_globals
 
@@ -191,6 +194,7 @@ def train(config: Config, *, weights: str | None) -> None:
     finally:
         if runner.rank == 0:
             draw_curves(Path(config.work_dir))
+            draw_router_health(Path(config.work_dir))
 
 
 def main(arguments: argparse.Namespace) -> int:

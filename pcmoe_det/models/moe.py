@@ -74,12 +74,14 @@ class MoELayer(nn.Module):
         self.stand_in_weight: StandInWeight = stand_in_weight
         self.balance_loss: Tensor | None = None
         self.tokens_per_expert: Tensor | None = None
+        self.routed_tokens: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[batch, length, channels]`` -> the same shape.
 
         In training ``balance_loss`` (scalar) and ``tokens_per_expert`` (``[num_experts]`` int64) of
-        this call are left on the layer for whoever collects them.
+        this call are left on the layer for whoever collects them; ``routed_tokens`` is their sum since
+        somebody last set it to None.
         """
         flat = tokens.reshape(-1, tokens.shape[-1])
         routing: Routing = self.gate(flat)
@@ -89,6 +91,8 @@ class MoELayer(nn.Module):
                 self.tokens_per_expert = torch.bincount(
                     routing.experts.reshape(-1), minlength=self.gate.num_experts
                 )
+                before = self.routed_tokens
+                self.routed_tokens = self.tokens_per_expert + (0 if before is None else before)
             if self.committee_probability > 0:
                 routing = self._in_committees(routing, batch=tokens.shape[0])
         if self.capacity_factor is not None:
