@@ -26,9 +26,14 @@ def report(summaries: Sequence[StreamSummary], target: OutputFile | None) -> Non
         text, record = summaries[0].as_text(), summaries[0].as_record()
     else:
         text, record = _several(summaries)
-    print(text, flush=True)
-    if target is None:
-        return
+    try:
+        if target is not None:
+            _write(record, target)
+    finally:  # last, because nobody may read it any more: that must not cost the file
+        print(text, flush=True)
+
+
+def _write(record: dict[str, Any], target: OutputFile) -> None:
     from pcmoe_det.streaming.append_file import AppendFile
 
     file = AppendFile(target)

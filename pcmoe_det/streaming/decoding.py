@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import av
@@ -15,6 +16,7 @@ __all__ = [
     "LARGEST_SIDE_PIXELS",
     "check_picture_size",
     "choose_video_stream",
+    "missing_frames",
     "prepare_decoder",
     "reason_of",
     "to_upright_bgr",
@@ -55,6 +57,36 @@ def choose_video_stream(container: Any, *, what: str) -> Any:
             check_picture_size(stream.codec_context.width, stream.codec_context.height, what=what)
             return stream
     raise SourceError(f"{what} holds no video that can be decoded; give a video")
+
+
+def missing_frames(container: Any, stream: Any, *, taken_count: int, end_seconds: float) -> int:
+    """How many frames a file announces and did not hold, once it is read to its end.
+
+    Most containers count their frames. Matroska has its length in the header instead.
+
+    Args:
+        container: As PyAV opened it.
+        stream: The video in it.
+        taken_count: Frames decoded, and packets that could not be.
+        end_seconds: When the last frame ended, by its time stamp.
+    """
+    if stream.frames:
+        return max(0, int(stream.frames) - taken_count)
+    rate = stream.average_rate or stream.guessed_rate
+    if "matroska" not in container.format.name or not rate:
+        return 0
+    missing = (_announced_seconds(container, stream) - end_seconds) * float(rate)
+    # Times in Matroska are whole milliseconds, and how long the last frame lasts need not be known.
+    return round(missing) if missing > 1.5 else 0
+
+
+def _announced_seconds(container: Any, stream: Any) -> float:
+    """The length of a Matroska file's video as its header tells it; 0.0 where it does not."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
+    if match is not None:
+        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+    # The whole file's length is the video's where there is nothing else in it.
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
 def prepare_decoder(stream: Any) -> None:

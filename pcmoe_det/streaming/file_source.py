@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -17,6 +16,7 @@ from pcmoe_det.errors import SourceError
 from pcmoe_det.streaming.decoding import (
     check_picture_size,
     choose_video_stream,
+    missing_frames,
     prepare_decoder,
     reason_of,
     to_upright_bgr,
@@ -143,7 +143,12 @@ class FileSource:
                 f"{self._path} cannot be read after {decoded_count} frames: "
                 f"{reason_of(error)}{self._counted()}"
             ) from error
-        missing = self._missing(decoded_count, end_seconds)
+        missing = missing_frames(
+            self._container,
+            self._stream,
+            taken_count=decoded_count + self._lost_packets,
+            end_seconds=end_seconds,
+        )
         if missing > 0 and not self._interrupted:
             self._faults.add("missing", missing)
         if self._faults.as_dict():
@@ -154,18 +159,6 @@ class FileSource:
 
     def close(self) -> None:
         self._container.close()
-
-    def _missing(self, decoded_count: int, end_seconds: float) -> int:
-        """How many frames the container announces and does not hold: by its own count, or by the length that
-        Matroska, which does not count, has in its header."""
-        if self.frame_count is not None:
-            return self.frame_count - decoded_count - self._lost_packets
-        rate = float(self.frame_rate or 0)
-        if "matroska" not in self._container.format.name or not rate:
-            return 0
-        missing = (_announced_seconds(self._container, self._stream) - end_seconds) * rate
-        # Times in Matroska are whole milliseconds, and how long the last frame lasts need not be known.
-        return round(missing) if missing > 1.5 else 0
 
     def _counted(self) -> str:
         """What went wrong so far, in brackets; empty if nothing did."""
@@ -219,15 +212,6 @@ def _check_regular_file(path: Path) -> None:
         raise SourceError(f"the source {path} cannot be read: {error}") from error
     if start.lstrip().startswith(_PLAYLIST_STARTS):
         raise SourceError(f"the source {path} is a playlist or a text file; give a video file")
-
-
-def _announced_seconds(container: Any, stream: Any) -> float:
-    """The length of a Matroska file's video as its header tells it; 0.0 where it does not."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
-    if match is not None:
-        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
-    # The whole file's length is the video's where there is nothing else in it.
-    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
 def _open_container(path: Path, options: SourceOptions) -> Any:

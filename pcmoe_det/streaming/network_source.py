@@ -15,6 +15,7 @@ from pcmoe_det.streaming.addresses import Address, parse_address
 from pcmoe_det.streaming.decoding import (
     check_picture_size,
     choose_video_stream,
+    missing_frames,
     prepare_decoder,
     reason_of,
     to_upright_bgr,
@@ -114,6 +115,7 @@ class _NetworkConnection:
     def pictures(self) -> Iterator[Picture]:
         decoded_count = 0
         lost_count = 0
+        end_seconds = 0.0
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -133,8 +135,12 @@ class _NetworkConnection:
             for picture in decoded:
                 yield self._picture(picture, index=decoded_count + lost_count)
                 decoded_count += 1
-        missing = (self._facts.frame_count or 0) - decoded_count - lost_count
-        if missing > 0:
+                if picture.pts is not None:
+                    end_seconds = float((picture.pts + (picture.duration or 0)) * picture.time_base)
+        if not self._facts.is_live:
+            missing = missing_frames(
+                self._container, self._stream, taken_count=decoded_count + lost_count, end_seconds=end_seconds
+            )
             self._faults.add("missing", missing)
 
     def close(self) -> None:
