@@ -192,10 +192,9 @@ def _meanwhile() -> list[Case]:
         return at_frame_5(bench, lambda: part_of(bench.path_of("jsonl")).unlink())
 
     def folder_removed(bench: Bench) -> list[object]:
-        import shutil
-
         bench.outputs = ("crops", "jsonl", "summary")
-        return at_frame_5(bench, lambda: shutil.rmtree(bench.path_of("crops"), ignore_errors=True))
+        # Renamed, which is one step: while it is emptied file by file, the next picture may come.
+        return at_frame_5(bench, lambda: bench.path_of("crops").rename(bench.folder / "elsewhere"))
 
     def source_removed(bench: Bench) -> list[object]:
         return at_frame_5(bench, lambda: (bench.folder / "clip.mp4").unlink())

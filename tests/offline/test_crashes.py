@@ -50,13 +50,14 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     moments = random.Random(5)
     seen: dict[str, tuple[int, int]] = {}
     kills = 0
-    for _ in range(KILLS):
+    for number in range(KILLS):
         job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         began = len(results_in(results)) if results.exists() else 0
         while job.poll() is None and results.exists() is False:
             time.sleep(0.01)
-        # Half of the kills come while results appear, half at any time, also while it starts and recovers.
-        if moments.random() < 0.5:
+        # The first two kills come while results appear, so that work is left to lose; of the others half do,
+        # and half come at any time, also while it starts, recovers or has nothing left to do.
+        if number < 2 or moments.random() < 0.5:
             while job.poll() is None and len(results_in(results)) < began + 3:
                 time.sleep(0.005)
             time.sleep(moments.uniform(0.0, 0.05))
