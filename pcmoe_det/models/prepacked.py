@@ -17,12 +17,6 @@ from pcmoe_det.models.swin_moe import DenseFFN, PatchMerging, SwinMoEBlock
 __all__ = ["PrepackedBlock", "PrepackedFFN", "PrepackedLinear", "can_prepack", "prepack"]
 
 
-class _NoOperator:
-    @staticmethod
-    def overloads() -> list[str]:
-        return []
-
-
 def can_prepack(device: torch.device) -> bool:
     """Whether this build of torch has oneDNN's prepacked layers and runs them on ``device``."""
     operators = torch.ops.mkldnn
@@ -30,7 +24,8 @@ def can_prepack(device: torch.device) -> bool:
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and hasattr(operators, "_reorder_linear_weight")
-        and "binary" in getattr(operators, "_linear_pointwise", _NoOperator).overloads()
+        and hasattr(operators, "_linear_pointwise")
+        and "binary" in operators._linear_pointwise.overloads()
     )
 
 
