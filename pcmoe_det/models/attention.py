@@ -145,8 +145,12 @@ class WindowAttention(nn.Module):
         """Attention up to the last projection, ``[batch, height * width, channels]`` -> the same shape."""
         layout = self.layout(height, width, tokens.device)
         batch, _, channels = tokens.shape
-        windows = to_windows(tokens, layout)
-        qkv = self.qkv(windows)
+        if layout.padding.numel() and not torch.is_grad_enabled():
+            # Padding is zero and projected to the bias, so it need not be multiplied. It is a third of the
+            # positions of small maps.
+            qkv = to_windows(self.qkv(tokens), layout, fill=self.qkv.bias)
+        else:
+            qkv = self.qkv(to_windows(tokens, layout))
         qkv = qkv.view(batch * layout.num_windows, layout.window_area, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self._bias_and_mask(layout, (height, width), batch, query.dtype)

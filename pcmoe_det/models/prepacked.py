@@ -41,21 +41,21 @@ class PrepackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        self.bias = None if linear.bias is None else linear.bias.detach().clone()
         self._after = ("gelu", "none") if gelu else ("none", "")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
         kind, algorithm = self._after
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            tokens, self._weight, self._bias, kind, [], algorithm
+            tokens, self._weight, self.bias, kind, [], algorithm
         )
         return result
 
     def added_to(self, residual: Tensor, tokens: Tensor) -> Tensor:
         """``residual`` plus this layer's map of ``tokens``, rounded once; only without ``gelu``."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            tokens, residual, self._weight, self._bias, "add"
+            tokens, residual, self._weight, self.bias, "add"
         )
         return result
 

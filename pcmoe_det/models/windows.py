@@ -24,22 +24,22 @@ class WindowLayout:
     """The windows of one map size.
 
     Attributes:
-        gather: ``[num_windows * window_area]`` int64; the token each window position takes, or
-            ``height * width`` where the position is padding.
+        gather: ``[num_windows * window_area]`` int64; the token each window position takes, any where the
+            position is padding.
+        padding: ``[n]`` int64; the window positions that are padding.
         scatter: ``[height * width]`` int64; the window position where each token went.
         mask: ``[num_windows, 1, window_area, window_area]`` float32 of 0 and ``MASKED_SCORE``, or
             None without shift.
         num_windows: Windows of one image.
         window_area: Tokens of one window.
-        padded: Whether any window position is padding.
     """
 
     gather: Tensor
+    padding: Tensor
     scatter: Tensor
     mask: Tensor | None
     num_windows: int
     window_area: int
-    padded: bool
 
 
 def _region(size: int, window: int, shift: int) -> Tensor:
@@ -81,19 +81,24 @@ def window_layout(height: int, width: int, window: int, shift: int, device: torc
         differs = label[:, None, :] != label[:, :, None]
         mask = (differs * MASKED_SCORE).unsqueeze(1).to(device)
     return WindowLayout(
-        gather=gather.to(device),
+        gather=gather.clamp(max=height * width - 1).to(device),
+        padding=torch.nonzero(gather == height * width).flatten().to(device),
         scatter=scatter[:-1].clone().to(device),
         mask=mask,
         num_windows=num_windows,
         window_area=window * window,
-        padded=gather.numel() != height * width,
     )
 
 
-def _gather_padded(tokens: Tensor, layout: WindowLayout) -> Tensor:
-    if layout.padded:
-        tokens = torch.cat([tokens, tokens.new_zeros(tokens.shape[0], 1, tokens.shape[2])], dim=1)
-    return tokens.index_select(1, layout.gather)
+def _gather_padded(tokens: Tensor, layout: WindowLayout, fill: Tensor | None = None) -> Tensor:
+    windows = tokens.index_select(1, layout.gather)
+    if not layout.padding.numel():
+        return windows
+    if fill is None:
+        return windows.index_fill_(1, layout.padding, 0)
+    batch, _, channels = tokens.shape
+    rows = fill.to(windows.dtype).expand(batch, layout.padding.numel(), channels)
+    return windows.index_copy_(1, layout.padding, rows)
 
 
 class _ToWindows(torch.autograd.Function):
@@ -122,11 +127,18 @@ class _FromWindows(torch.autograd.Function):
         return _gather_padded(grads[0], ctx.layout), None
 
 
-def to_windows(tokens: Tensor, layout: WindowLayout) -> Tensor:
-    """``[batch, height * width, channels]`` -> ``[batch, num_windows * window_area, channels]``."""
+def to_windows(tokens: Tensor, layout: WindowLayout, *, fill: Tensor | None = None) -> Tensor:
+    """``[batch, height * width, channels]`` -> ``[batch, num_windows * window_area, channels]``.
+
+    Args:
+        tokens: Any map.
+        layout: Its windows.
+        fill: ``[channels]``, what padding is; None is zeros. Only where no gradient is wanted.
+    """
     if tokens.requires_grad:
+        assert fill is None
         return _ToWindows.apply(tokens, layout)
-    return _gather_padded(tokens, layout)
+    return _gather_padded(tokens, layout, fill)
 
 
 def from_windows(tokens: Tensor, layout: WindowLayout) -> Tensor:

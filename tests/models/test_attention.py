@@ -33,6 +33,17 @@ def test_a_bias_is_never_that_of_another_size(bias: BiasKind) -> None:
                 torch.testing.assert_close(attention(tokens, *size), expected[size], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(5, 9), (8, 8), (3, 2)])
+@pytest.mark.parametrize("bias", ["table", "continuous"])
+def test_inference_computes_what_training_does(bias: BiasKind, size: tuple[int, int]) -> None:
+    """It projects before the windows are formed, training after; padding has to come out the same."""
+    attention = make_attention(bias)
+    tokens = torch.randn(2, size[0] * size[1], 8)
+    trained = attention(tokens, *size).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(attention(tokens, *size), trained, atol=1e-5, rtol=1e-5)
+
+
 def test_what_is_kept_is_bounded() -> None:
     attention = make_attention("table")
     with torch.inference_mode():

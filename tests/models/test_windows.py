@@ -38,6 +38,16 @@ def test_there_and_back(size: tuple[int, int], shift: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_padding_takes_the_fill(size: tuple[int, int]) -> None:
+    height, width = size
+    tokens, fill = torch.randn(2, height * width, 3), torch.randn(3)
+    layout = window_layout(height, width, 4, 2, CPU)
+    windows = to_windows(tokens, layout, fill=fill)
+    expected = partition(tokens - fill, height, width, 4, 2) + fill  # what is zero there becomes the fill
+    torch.testing.assert_close(windows, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_only_neighbours_of_the_unshifted_map_see_each_other(size: tuple[int, int]) -> None:
     height, width, window, shift = *size, 4, 2
     layout = window_layout(height, width, window, shift, CPU)
