@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="how much worse are runs than a baseline, and could it be chance?",
         description="Score runs of tools/test.py --detections on the same frames, and the difference of each "
-        "from a baseline with its 95 %% interval from a paired bootstrap.",
+        "from a baseline with its 95 % interval from a paired bootstrap.",
     )
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN.npz", help="written by tools/test.py")
     compare.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pcmoe_det.cli.committee_options import add_committee_options
 from pcmoe_det.cli.entry import make_parser
-from pcmoe_det.cli.stream_options import add_model_options
+from pcmoe_det.cli.stream_options import add_model_options, whole_number
 
 __all__ = ["make_process_parser"]
 
@@ -44,7 +44,9 @@ def make_process_parser() -> argparse.ArgumentParser:
         "--pictures", action="store_true", help="also take each folder that holds pictures, as one video"
     )
     output.add_argument("--video", action="store_true", help="also write each video with boxes drawn (H.264)")
-    output.add_argument("--max-frames", type=_count, metavar="N", help="stop each file after so many frames")
+    output.add_argument(
+        "--max-frames", type=whole_number(1), metavar="N", help="stop each file after so many frames"
+    )
     output.add_argument(
         "--retry-failed", action="store_true", help="try files again that failed in an earlier run"
     )
@@ -56,7 +58,7 @@ def make_process_parser() -> argparse.ArgumentParser:
     workers = parser.add_argument_group("workers", "Each has the model open and works on one file.")
     workers.add_argument(
         "--workers",
-        type=_count,
+        type=whole_number(1),
         metavar="N",
         help="how many; default: 1, with --ray one for each machine. Each has the cores of its machine "
         "divided by their number, or --threads",
@@ -70,9 +72,3 @@ def make_process_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add_committee_options(parser, loading="synchronous")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)

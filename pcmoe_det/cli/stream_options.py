@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pcmoe_det.cli.committee_options import add_committee_options
 from pcmoe_det.cli.entry import make_parser
 
-__all__ = ["add_model_options", "make_stream_parser"]
+__all__ = ["add_model_options", "make_stream_parser", "whole_number"]
 
 # Named here too, so that --help needs no video library; a test compares them.
 _MODES = ("auto", "every-frame", "freshest")
@@ -49,7 +49,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="PATH", help="the model's configuration, where the weights do not name it"
     )
     model.add_argument("--device", default="cpu", help="where the model runs")
-    model.add_argument("--threads", type=_whole_number(1), metavar="N", help="threads of the detector")
+    model.add_argument("--threads", type=whole_number(1), metavar="N", help="threads of the detector")
     model.add_argument(
         "--score-threshold", type=_score, default=0.3, metavar="S", help="leave out detections scored below"
     )
@@ -68,10 +68,10 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "for motion JPEG on standard input",
     )
     source.add_argument(
-        "--camera", action="append", type=_whole_number(0), metavar="N", help="a camera by its index, from 0"
+        "--camera", action="append", type=whole_number(0), metavar="N", help="a camera by its index, from 0"
     )
     source.add_argument(
-        "--max-frames", type=_whole_number(1), metavar="N", help="stop each after so many frames"
+        "--max-frames", type=whole_number(1), metavar="N", help="stop each after so many frames"
     )
     source.add_argument(
         "--open-timeout",
@@ -159,7 +159,9 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _whole_number(smallest: int) -> Callable[[str], int]:
+def whole_number(smallest: int) -> Callable[[str], int]:
+    """For argparse: a whole number that is not below ``smallest``."""
+
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -209,4 +211,4 @@ def _frozen_after(text: str) -> float:
 
 
 def _reconnect(text: str) -> int | None:
-    return None if text == "forever" else _whole_number(0)(text)
+    return None if text == "forever" else whole_number(0)(text)
