@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.outputs import check_output_file, write_json
 from pcmoe_det.errors import UsageError
 
@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
         "times drift, ratios hold. Leave the machine alone meanwhile.",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--threads", type=whole_number(1), metavar="N", help="threads of torch")
     commands = parser.add_subparsers(dest="command", required=True)
 
     backbone = commands.add_parser("backbone", help="our dense backbone against mmdet's SwinTransformer")

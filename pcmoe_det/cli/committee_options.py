@@ -92,8 +92,6 @@ def _check(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} needs --policy; choose one of {', '.join(POLICY_NAMES)}")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads is {arguments.threads}; it must be 1 or more")
     if arguments.trace is not None:
         check_output_file(arguments.trace, overwrite=True)
 

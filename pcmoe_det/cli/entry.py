@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pcmoe_det import __version__
 from pcmoe_det.errors import PcmoeError
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_USAGE", "make_parser", "run"]
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_USAGE", "make_parser", "run", "whole_number"]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -35,6 +35,21 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     parser.add_argument("--verbose", action="store_true", help="log details, and tracebacks of errors")
     return parser
+
+
+def whole_number(smallest: int) -> Callable[[str], int]:
+    """For argparse: a whole number that is not below ``smallest``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
+        return value
+
+    return parse
 
 
 def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int]) -> int:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from pcmoe_det.cli.committee_options import add_committee_options
-from pcmoe_det.cli.entry import make_parser
-from pcmoe_det.cli.stream_options import add_model_options, whole_number
+from pcmoe_det.cli.entry import make_parser, whole_number
+from pcmoe_det.cli.stream_options import add_model_options
 
 __all__ = ["make_process_parser"]
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 
 from pcmoe_det.cli.committee_options import add_committee_options
-from pcmoe_det.cli.entry import make_parser
+from pcmoe_det.cli.entry import make_parser, whole_number
 
-__all__ = ["add_model_options", "make_stream_parser", "whole_number"]
+__all__ = ["add_model_options", "make_stream_parser"]
 
 # Named here too, so that --help needs no video library; a test compares them.
 _MODES = ("auto", "every-frame", "freshest")
@@ -157,21 +157,6 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
         help="what a visitor must know; better in the environment as PCMOE_PREVIEW_TOKEN, where no list of "
         "processes shows it",
     )
-
-
-def whole_number(smallest: int) -> Callable[[str], int]:
-    """For argparse: a whole number that is not below ``smallest``."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
-        return value
-
-    return parse
 
 
 def _port(text: str) -> int:

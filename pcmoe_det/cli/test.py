@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcmoe_det.cli.committee_options import add_committee_options, open_detector
-from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.launch import add_launcher_option, process_group
 from pcmoe_det.cli.outputs import check_output_file, write_json
 from pcmoe_det.errors import ConfigError
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     running.add_argument("--device", default="cpu", help="cpu, or cuda:0 (unmeasured)")
-    running.add_argument("--threads", type=int, help="threads of torch in each process")
+    running.add_argument(
+        "--threads", type=whole_number(1), metavar="N", help="threads of torch in each process"
+    )
     running.add_argument("--workers", type=int, default=1, help="processes that decode images")
     add_launcher_option(running)
     add_committee_options(parser, loading="synchronous")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.launch import add_launcher_option, process_group
 from pcmoe_det.errors import CheckpointError, ConfigError, OutputError, UsageError
 
@@ -30,7 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         "alone as pcmoe-convert-swin-moe writes them",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the work dir's last checkpoint")
-    parser.add_argument("--threads", type=int, help="threads of torch in each process")
+    parser.add_argument(
+        "--threads", type=whole_number(1), metavar="N", help="threads of torch in each process"
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -203,8 +205,6 @@ def main(arguments: argparse.Namespace) -> int:
         raise UsageError("--weights starts a run and --resume goes on with one; use one of them")
     if arguments.weights is not None and not Path(arguments.weights).is_file():
         raise CheckpointError(f"no weights at {arguments.weights}; check the path")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads is {arguments.threads}; it must be 1 or more")
     with process_group(arguments.launcher):
         import torch
 

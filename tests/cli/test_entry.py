@@ -18,6 +18,7 @@ from pcmoe_det import __version__
 from pcmoe_det.cli.entry import make_parser, run
 from pcmoe_det.cli.outputs import check_output_file, write_json
 from pcmoe_det.errors import DataError, OutputError, PcmoeError, UsageError
+from tests.cli.commands import run_command
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +90,14 @@ def test_openmp_threads_sleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert run_with(work) == 0
     assert seen == ["PASSIVE", "ACTIVE"]
+
+
+@pytest.mark.parametrize("command", ["bench", "process", "stream", "test", "train"])
+@pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5"])
+def test_threads_are_a_whole_number_from_1(command: str, threads: str) -> None:
+    outcome = run_command(command, f"--threads={threads}")
+    assert outcome.code == 2
+    assert f"argument --threads: '{threads}' is not a whole number from 1" in outcome.err
 
 
 def test_warnings_of_libraries_are_for_verbose(recwarn: pytest.WarningsRecorder) -> None:

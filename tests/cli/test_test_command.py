@@ -126,7 +126,6 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, tiny_run: TinyRun, fo
         (["--json", "/no/such/folder/r.json"], 1, "there is no folder /no/such/folder"),
         (["--json", "/"], 1, "it is a folder"),
         (["--max-frames", "0"], 2, "--max-frames is 0"),
-        (["--threads", "0"], 2, "--threads is 0"),
         (["--device", "gpu"], 2, "unknown device 'gpu'"),
         (["--launcher", "pytorch"], 2, "needs a launcher"),
     ],

@@ -252,7 +252,6 @@ def test_a_checkpoint_that_cannot_be_resumed(tmp_path: Path, tiny_run: TinyRun, 
         (["--set", "train_dataloader.dataset.teacher_labels=maybe"], 2, "teacher_labels 'maybe'"),
         (["--data-root", "/no/such/folder"], 1, "there is no such data root"),
         (["--weights", "/no/such/weights.safetensors"], 1, "no weights at"),
-        (["--threads", "0"], 2, "--threads is 0"),
         (["--launcher", "pytorch"], 2, "needs a launcher"),
     ],
 )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import threading
 import time
@@ -237,8 +238,6 @@ def _http_live() -> list[Case]:
         return data[: len(data) // 2] if n in (10, 15) else data
 
     def gaps_are_told(bench: Bench, ran: Ran) -> None:
-        import json
-
         records = [json.loads(line) for line in bench.path_of("jsonl").read_text().splitlines()]
         assert [r["gap"]["cause"] for r in records if "gap" in r].count("reconnected") >= 1
         times = [record["pts_seconds"] for record in records]

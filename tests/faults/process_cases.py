@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.bench import Bench, Case, Expected, Ran, at_least, done, refused
+from tests.faults.checks import count_of, part_of
 from tests.faults.clips import CLIP_FRAMES, clip_bytes, make
 from tests.faults.network_cases import tcp_server
 from tests.faults.small_disk import can_mount, small_disk
@@ -218,8 +219,6 @@ class _LeftCase(ProcessCase):
 
 def _killed() -> list[ProcessCase]:
     def look(bench: Bench, ran: Ran) -> None:
-        from tests.faults.checks import count_of, part_of
-
         assert not bench.path_of("mp4").exists()
         assert count_of("jsonl", part_of(bench.path_of("jsonl"))) >= 55  # a few wait between the stages
         assert count_of("mp4", part_of(bench.path_of("mp4"))) >= 25

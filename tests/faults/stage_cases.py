@@ -19,6 +19,7 @@ from pcmoe_det.streaming.jsonl_sink import JsonLinesSink
 from pcmoe_det.streaming.mot_sink import MotSink
 from pcmoe_det.streaming.video_sink import VideoSink
 from tests.faults.bench import ALL_KINDS, Bench, Case, Expected, Ran, done
+from tests.faults.checks import count_of, part_of
 from tests.faults.clips import CLIP_FRAMES, make
 from tests.streaming.stand_ins import StandInSource, detections
 
@@ -208,8 +209,6 @@ def _closes() -> list[Case]:
             return ["--source", make(bench.folder)]
 
         def look(bench: Bench, ran: Ran) -> None:
-            from tests.faults.checks import count_of, part_of
-
             for other in SINKS:  # no output of a failed close takes another with it
                 path = bench.path_of(other)
                 assert count_of(other, path if path.exists() else part_of(path)) == CLIP_FRAMES
@@ -239,8 +238,6 @@ def _closes() -> list[Case]:
 
 
 def _records_are_whole(bench: Bench, ran: Ran) -> None:
-    from tests.faults.checks import count_of
-
     assert [count_of(kind, bench.path_of(kind)) for kind in ("mp4", "jsonl")] == [CLIP_FRAMES] * 2
     assert not bench.path_of("summary").exists()
 
