@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
 from pcmoe_det.cli.outputs import check_output_file, write_json
@@ -20,7 +21,8 @@ def _parser() -> argparse.ArgumentParser:
         "locality",
         help="do consecutive frames use the same experts?",
         description="Draw the heat map of a trace (frames x experts) and print how much the most used "
-        "experts of frames t and t+n overlap, against the same frames shuffled.",
+        "experts of frames t and t+n overlap, against the same frames shuffled, and how much of a frame they "
+        "serve: chosen in that frame, in the one before, once for the whole trace, or at random.",
     )
     locality.add_argument(
         "trace", type=Path, help="file written by --trace of tools/stream.py or tools/test.py"
@@ -110,20 +112,40 @@ def _locality(arguments: argparse.Namespace) -> int:
         header, recorded, lags=lags, top=arguments.top, measure=arguments.measure
     )
     draw_heat_map(picture, header, recorded, measure=arguments.measure)
-    print(f"{statistics['frames']} frames; overlap of the top experts (1 is the same set)")
-    print(
-        f"{'layer':<34} {'top':>3} " + " ".join(f"{'t+' + str(lag):>7}" for lag in lags) + f" {'shuffled':>9}"
-    )
-    for layer in statistics["layers"]:
-        overlaps = " ".join(
-            f"{'-' if layer['overlap'][str(lag)] is None else format(layer['overlap'][str(lag)], '.3f'):>7}"
-            for lag in lags
-        )
-        print(f"{layer['name']:<34} {layer['top']:>3} {overlaps} {layer['shuffled_overlap']:>9.3f}")
+    print(_locality_text(statistics, lags))
     print(f"wrote {picture}")
     if arguments.json is not None:
         write_json(arguments.json, json.loads(json.dumps(statistics)))
     return EXIT_OK
+
+
+def _locality_text(statistics: dict[str, Any], lags: list[int]) -> str:
+    layers = statistics["layers"]
+    overlaps = [
+        [*(layer["overlap"][str(lag)] for lag in lags), layer["shuffled_overlap"], layer["chance_overlap"]]
+        for layer in layers
+    ]
+    coverages = [list(layer["coverage"].values()) for layer in layers]
+    return "\n".join(
+        [
+            f"{statistics['frames']} frames; overlap of the top experts (1 is the same set)",
+            *_rows(layers, [*(f"t+{lag}" for lag in lags), "shuffled", "chance"], overlaps),
+            f"share of a frame's {statistics['measure']} that as many experts get, by how they are chosen",
+            *_rows(layers, ["same frame", "frame before", "best fixed", "any"], coverages),
+        ]
+    )
+
+
+def _rows(layers: list[dict[str, Any]], titles: list[str], values: list[list[float | None]]) -> list[str]:
+    """A table with a row for each layer; None is a dash."""
+    widths = [max(8, len(title)) for title in titles]
+    head = " ".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
+    lines = [f"{'layer':<34} {'top':>3} {head}"]
+    for layer, row in zip(layers, values, strict=True):
+        cells = ("-" if value is None else f"{value:.3f}" for value in row)
+        text = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{layer['name']:<34} {layer['top']:>3} {text}")
+    return lines
 
 
 def entry() -> int:

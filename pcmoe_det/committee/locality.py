@@ -44,6 +44,22 @@ def _overlap(chosen: NDArray[np.bool_], lag: int, streams: Sequence[str], top: i
     return float(common.mean() / top)
 
 
+def _coverage(
+    shares: NDArray[np.float64], chosen: NDArray[np.bool_], streams: Sequence[str], top: int
+) -> dict[str, float | None]:
+    """Mean share of a frame that ``top`` experts cover, by how they are chosen."""
+    names = np.array(streams)
+    followed = names[1:] == names[:-1]
+    previous = (shares[1:] * chosen[:-1]).sum(axis=1)[followed]
+    fixed = np.sort(shares.mean(axis=0))[::-1][:top]
+    return {
+        "same_frame": float((shares * chosen).sum(axis=1).mean()),
+        "previous_frame": float(previous.mean()) if len(previous) else None,
+        "best_fixed": float(fixed.sum()),
+        "any": top / shares.shape[1],
+    }
+
+
 def locality_statistics(
     header: Mapping[str, Any],
     frames: Sequence[FrameTrace],
@@ -54,6 +70,10 @@ def locality_statistics(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Overlap of the ``top`` experts of frames t and t + n, and of randomly paired frames.
+
+    ``coverage`` is the share of a frame's tokens (or importance) that ``top`` experts get: the best ones of
+    that frame, of the frame before (what a committee can know), of the whole trace (the best that can stay
+    fixed), and any. A committee can win over a fixed choice what lies between the second and the third.
 
     Args:
         header: Of the trace.
@@ -83,6 +103,7 @@ def locality_statistics(
                 "overlap": {str(lag): _overlap(chosen, lag, streams, count) for lag in lags},
                 "shuffled_overlap": float((shuffled[1:] & shuffled[:-1]).sum(axis=1).mean() / count),
                 "chance_overlap": count / layer["num_experts"],
+                "coverage": _coverage(shares, chosen, streams, count),
                 "mean_share": shares.mean(axis=0).round(4).tolist(),
             }
         )

@@ -70,7 +70,20 @@ def test_frames_of_two_streams_are_not_compared() -> None:
     lines = made_up(40, slow=True)
     for line in lines[20:]:
         line.stream = "other"
-    assert locality_statistics(HEADER, lines, lags=[20], top=1)["layers"][0]["overlap"]["20"] is None
+    layer = locality_statistics(HEADER, lines, lags=[20], top=1)["layers"][0]
+    assert layer["overlap"]["20"] is None
+    # Only the change of the hot expert falls between two streams, so the frame before is as good.
+    assert layer["coverage"]["previous_frame"] == pytest.approx(100 / 103)
+
+
+def test_coverage_by_how_the_experts_are_chosen() -> None:
+    # The hot expert changes every 20 frames; each is hot in a quarter of the 400.
+    coverage = locality_statistics(HEADER, made_up(400, slow=True), lags=[1], top=1)["layers"][0]["coverage"]
+    hot, cold = 100 / 103, 1 / 103
+    assert coverage["same_frame"] == pytest.approx(hot)
+    assert coverage["previous_frame"] == pytest.approx((380 * hot + 19 * cold) / 399)
+    assert coverage["best_fixed"] == pytest.approx(0.25)
+    assert coverage["any"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -103,7 +116,9 @@ def test_the_command_draws_and_prints(
         "sys.argv", ["pcmoe-analyze", "locality", str(path), "--json", str(tmp_path / "s.json")]
     )
     assert entry() == 0
-    assert "60 frames" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "60 frames" in printed
+    assert "frame before" in printed
     assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "s.json").read_text())["frames"] == 60
     monkeypatch.setattr("sys.argv", ["pcmoe-analyze", "locality", str(path), "--lags", "a"])
