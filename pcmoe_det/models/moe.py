@@ -7,10 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pcmoe_det.models.balance import importance_and_load_loss
+from pcmoe_det.models.balance import importance_and_load_loss, locality_loss
 from pcmoe_det.models.experts import ExpertFFN
 from pcmoe_det.models.gates import Gate, Routing
-from pcmoe_det.models.stand_ins import StandInWeight, random_committees, with_stand_ins
+from pcmoe_det.models.stand_ins import (
+    DEFAULT_STAND_IN_WEIGHT,
+    StandInWeight,
+    random_committees,
+    with_stand_ins,
+)
 
 __all__ = ["MoELayer", "within_capacity"]
 
@@ -64,7 +69,7 @@ class MoELayer(nn.Module):
         *,
         capacity_factor: float | None = None,
         committee_probability: float = 0.0,
-        stand_in_weight: StandInWeight = "wanted",
+        stand_in_weight: StandInWeight = DEFAULT_STAND_IN_WEIGHT,
     ) -> None:
         super().__init__()
         self.gate = gate
@@ -73,20 +78,22 @@ class MoELayer(nn.Module):
         self.committee_probability = committee_probability
         self.stand_in_weight: StandInWeight = stand_in_weight
         self.balance_loss: Tensor | None = None
+        self.locality_loss: Tensor | None = None
         self.tokens_per_expert: Tensor | None = None
         self.routed_tokens: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[batch, length, channels]`` -> the same shape.
 
-        In training ``balance_loss`` (scalar) and ``tokens_per_expert`` (``[num_experts]`` int64) of
-        this call are left on the layer for whoever collects them; ``routed_tokens`` is their sum since
-        somebody last set it to None.
+        In training ``balance_loss``, ``locality_loss`` (scalars) and ``tokens_per_expert``
+        (``[num_experts]`` int64) of this call are left on the layer for whoever collects them;
+        ``routed_tokens`` is the sum of the latter since somebody last set it to None.
         """
         flat = tokens.reshape(-1, tokens.shape[-1])
         routing: Routing = self.gate(flat)
         if self.training:
             self.balance_loss = importance_and_load_loss(routing, noise=self.gate.noise)
+            self.locality_loss = locality_loss(routing, batch=tokens.shape[0])
             with torch.no_grad():
                 self.tokens_per_expert = torch.bincount(
                     routing.experts.reshape(-1), minlength=self.gate.num_experts

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from pcmoe_det.models.gates import Routing
 
-__all__ = ["StandInWeight", "random_committees", "with_stand_ins"]
+__all__ = ["DEFAULT_STAND_IN_WEIGHT", "StandInWeight", "random_committees", "with_stand_ins"]
 
 StandInWeight = Literal["own", "wanted", "renormalized"]
 """``own``: the stand-in's own gate score. ``wanted``: the score of the expert that it stands in for.
 ``renormalized``: its score over the sum of all residents' scores, as if the gate knew no others."""
+
+DEFAULT_STAND_IN_WEIGHT: StandInWeight = "own"
 
 
 def with_stand_ins(
@@ -61,19 +63,22 @@ def with_stand_ins(
 
 @torch.no_grad()
 def random_committees(
-    scores: Tensor, *, batch: int, probability: float, smallest_share: float = 0.25
+    scores: Tensor, *, batch: int, probability: float, smallest_share: float = 0.25, focus: float = 3.0
 ) -> Tensor | None:
     """A random committee for some images of a training batch, favouring the experts that an image uses.
 
     Its size is uniform from ``smallest_share`` of the experts to all but one. Experts are drawn without
-    replacement, each with a chance proportional to its mean gate score over the image (Gumbel top-k,
-    arXiv 1903.06059): a committee holds what matters to its video, and what mattered a moment ago.
+    replacement, each with a chance proportional to a power of its mean gate score over the image (Gumbel
+    top-k, arXiv 1903.06059): a committee holds what matters to its video, and what mattered a moment ago.
+    Committees that hold what does not matter are never met under ``pcmoe``; getting used to them too would
+    only make the experts alike.
 
     Args:
         scores: ``[batch * tokens_per_image, num_experts]``, softmax of the gate.
         batch: Images.
         probability: Share of the images that get one.
         smallest_share: See above.
+        focus: The power; 0 draws evenly, a large one always takes the experts that the image uses most.
 
     Returns:
         Bool ``[batch * tokens_per_image, num_experts]``, the residents for each token; None if this time no
@@ -88,5 +93,5 @@ def random_committees(
     sizes[~limited] = num_experts
     usage = scores.view(batch, -1, num_experts).mean(dim=1).clamp_min(torch.finfo(scores.dtype).tiny)
     gumbel = -torch.log(-torch.log(torch.rand_like(usage).clamp(1e-9, 1 - 1e-7)))
-    rank = (usage.log() + gumbel).argsort(dim=1, descending=True).argsort(dim=1)
+    rank = (focus * usage.log() + gumbel).argsort(dim=1, descending=True).argsort(dim=1)
     return (rank < sizes).repeat_interleave(scores.shape[0] // batch, dim=0)

@@ -152,6 +152,7 @@ class SwinMoE(BaseModule):
         moe_drop: Dropout inside the experts, in training.
         moe_init_std: Standard deviation of the experts' initial weights.
         balance_weight: Weight of the load-balancing loss.
+        locality_weight: Weight of the loss that makes an image use few experts (``locality_loss``).
         fc2_bias: Whether the second layer of the FFNs has a bias; without, that of the experts is
             frozen at zero (official Swin-MoE).
         position_bias: ``table`` (Swin V1) or ``continuous`` (official Swin-MoE).
@@ -182,6 +183,7 @@ class SwinMoE(BaseModule):
         moe_drop: float = 0.0,
         moe_init_std: float = 0.005,
         balance_weight: float = 0.01,
+        locality_weight: float = 0.0,
         fc2_bias: bool = True,
         position_bias: BiasKind = "table",
         stem: Literal["patch", "conv"] = "patch",
@@ -193,6 +195,7 @@ class SwinMoE(BaseModule):
         self._check(depths, num_heads, moe_blocks, num_experts, out_indices)
         self.out_indices = tuple(out_indices)
         self.balance_weight = balance_weight
+        self.locality_weight = locality_weight
         self.num_features = [embed_dims * 2**stage for stage in range(len(depths))]
         stems: dict[str, type[nn.Module]] = {"patch": _PatchStem, "conv": _ConvStem}
         if stem not in stems:
@@ -284,19 +287,27 @@ class SwinMoE(BaseModule):
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """Losses of the last training forward pass, to be added to a detector's. Taken only once."""
-        losses = []
+        balance = []
+        locality = []
         busiest = []
         for _, layer in self.moe_layers():
-            if layer.balance_loss is not None and layer.tokens_per_expert is not None:
-                losses.append(layer.balance_loss)
-                busiest.append(layer.tokens_per_expert.max() / layer.tokens_per_expert.float().mean())
-                layer.balance_loss = layer.tokens_per_expert = None
-        if not losses:
+            if layer.balance_loss is None or layer.locality_loss is None or layer.tokens_per_expert is None:
+                continue
+            balance.append(layer.balance_loss)
+            locality.append(layer.locality_loss)
+            busiest.append(layer.tokens_per_expert.max() / layer.tokens_per_expert.float().mean())
+            layer.balance_loss = layer.locality_loss = layer.tokens_per_expert = None
+        if not balance:
             return {}
-        return {
-            "loss_balance": self.balance_weight * torch.stack(losses).sum(),
-            "busiest_expert": torch.stack(busiest).mean(),  # 1 is an even load; logged, not minimised
+        losses = {
+            "loss_balance": self.balance_weight * torch.stack(balance).sum(),
+            # Logged, not minimised: 1 is an even load; 0 has every image within half of the experts.
+            "busiest_expert": torch.stack(busiest).mean(),
+            "outside_half": torch.stack(locality).mean().detach(),
         }
+        if self.locality_weight:
+            losses["loss_locality"] = self.locality_weight * torch.stack(locality).sum()
+        return losses
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of an image batch.

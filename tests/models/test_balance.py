@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcmoe_det.models.balance import importance_and_load_loss
+from pcmoe_det.models.balance import importance_and_load_loss, locality_loss
 from pcmoe_det.models.gates import choose_experts
 
 
@@ -63,3 +63,31 @@ def test_finite_without_noise_and_with_one_sided_routing() -> None:
     assert loss.isfinite()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_locality_is_what_falls_outside_the_busier_half_image_by_image() -> None:
+    busy_left = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.2, 0.7, 0.0, 0.1]])
+    busy_right = torch.tensor([[0.0, 0.2, 0.4, 0.4], [0.0, 0.0, 0.5, 0.5]])
+    logits = torch.cat([busy_left, busy_right]).clamp_min(1e-9).log()
+    routing = choose_experts(logits, logits, top_k=1, normalize=True)
+    # Left image: (0.1 + 0.1) / 2 outside; right one: 0.2 / 2. As one image every expert is as busy.
+    assert float(locality_loss(routing, batch=2)) == pytest.approx((0.1 + 0.1) / 2)
+    assert float(locality_loss(routing, batch=1)) == pytest.approx(0.45)
+
+
+def test_with_balance_it_gives_each_image_its_own_experts() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 1, 6) * 2  # each image has something of its own
+    tokens = (images + torch.randn(8, 40, 6)).reshape(-1, 6)
+    weight = (0.3 * torch.randn(4, 6)).requires_grad_()
+    outside = []
+    for _ in range(150):
+        logits = tokens @ weight.T
+        routing = choose_experts(logits, logits, top_k=1, normalize=True)
+        local = locality_loss(routing, batch=8)
+        outside.append(float(local.detach()))
+        (gradient,) = torch.autograd.grad(local + 0.2 * importance_and_load_loss(routing, noise=1.0), weight)
+        weight = (weight - 0.5 * gradient).detach().requires_grad_()
+    assert outside[0] > 0.2
+    assert outside[-1] < 0.5 * outside[0]
+    assert torch.bincount(routing.experts[:, 0], minlength=4).min() > 0.1 * len(tokens)

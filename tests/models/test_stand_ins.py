@@ -72,7 +72,7 @@ def test_committees_have_the_promised_sizes_and_favour_what_an_image_uses() -> N
     torch.manual_seed(0)
     batch, per_image = 4000, 3
     scores = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.05, 0.05, 0.0, 0.0]).expand(batch * per_image, -1)
-    resident = random_committees(scores, batch=batch, probability=0.5)
+    resident = random_committees(scores, batch=batch, probability=0.5, focus=1.0)
     assert resident is not None
     images = resident.view(batch, per_image, 8)
     assert (images == images[:, :1]).all()
@@ -82,6 +82,17 @@ def test_committees_have_the_promised_sizes_and_favour_what_an_image_uses() -> N
     assert set(limited.sum(dim=1).tolist()) == {2, 3, 4, 5, 6, 7}
     often = limited.float().mean(dim=0)
     assert often[0] > 0.9 > often[1] > often[2] > often[4] > often[6]
+
+
+@pytest.mark.parametrize(("focus", "least", "most"), [(0.0, 0.45, 0.55), (1.0, 0.6, 0.9), (30.0, 0.999, 1.0)])
+def test_the_focus_says_how_surely_the_busiest_experts_stay(focus: float, least: float, most: float) -> None:
+    torch.manual_seed(0)
+    scores = torch.tensor([0.4, 0.3, 0.2, 0.1]).repeat(4000, 1)
+    resident = random_committees(scores, batch=4000, probability=1.0, focus=focus)
+    assert resident is not None
+    halves = resident[resident.sum(dim=1) == 2]
+    assert len(halves) > 1000
+    assert least <= float(halves[:, :2].float().mean()) <= most
 
 
 def test_no_committees_when_nobody_asks() -> None:
