@@ -16,14 +16,16 @@ from pcmoe_det.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from pcmoe_det.committee.committee import Committee
     from pcmoe_det.committee.packed_model import PackedModel
+    from pcmoe_det.committee.settings import CommitteeSettings
     from pcmoe_det.models.inference import Detector
 
-__all__ = ["OpenedDetector", "add_committee_options", "open_detector"]
+__all__ = ["OpenedDetector", "add_committee_options", "committee_settings", "open_detector"]
 
 # Named here too, so that --help needs neither torch nor the policies; a test compares the two.
 POLICY_NAMES = ("all", "magnitude_keep", "on_demand", "pcmoe", "random_keep")
 MISS_HANDLINGS = ("exchange", "skip", "rerank", "load")
 STAND_IN_WEIGHTS = ("own", "wanted", "renormalized")
+DEFAULT_STAND_IN_WEIGHT = "own"
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,16 @@ def add_committee_options(
     )
     group.add_argument(
         "--on-miss",
-        choices=MISS_HANDLINGS,
-        help="what a token does whose expert is absent: take the best resident expert, none, either by its "
-        "score, or load (exact); default: the policy's",
+        type=_miss_handlings,
+        metavar="HOW[,HOW...]",
+        help="what a token does whose expert is absent: exchange (take the best resident expert), skip "
+        "(none), rerank (either, by its score) or load (exact); one for all MoE layers, or one for each; "
+        "default: the policy's",
     )
     group.add_argument(
         "--stand-in-weight",
         choices=STAND_IN_WEIGHTS,
-        default="wanted",
+        default=DEFAULT_STAND_IN_WEIGHT,
         help="gate weight of an expert that stands in for an absent one: its own score, the absent one's, or "
         "its own over the sum of the resident ones'",
     )
@@ -86,8 +90,16 @@ def add_committee_options(
     group.add_argument("--trace", type=Path, metavar="FILE", help="record each frame's routing (JSON Lines)")
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    if arguments.policy is None:
+def _miss_handlings(text: str) -> str | tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in MISS_HANDLINGS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(MISS_HANDLINGS)}")
+    return names[0] if len(names) == 1 else names
+
+
+def _check(arguments: argparse.Namespace, settings: CommitteeSettings | None) -> None:
+    if arguments.policy is None and settings is None:
         for name in ("expert_budget", "on_miss", "importance", "margin", "trace", "store_bandwidth"):
             if getattr(arguments, name) is not None:
                 option = "--" + name.replace("_", "-")
@@ -98,7 +110,11 @@ def _check(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def open_detector(
-    model: str | None, arguments: argparse.Namespace, *, score_threshold: float
+    model: str | None,
+    arguments: argparse.Namespace,
+    *,
+    score_threshold: float,
+    settings: CommitteeSettings | None = None,
 ) -> Iterator[OpenedDetector]:
     """Open weights or a packed folder, with the committee that the options ask for.
 
@@ -106,17 +122,19 @@ def open_detector(
         model: Weights file or packed folder; None is the shipped weights.
         arguments: Those of ``add_committee_options``, and ``config``, ``device``, ``threads``, ``dtype``.
         score_threshold: Detections below it are dropped.
+        settings: Of the committee; None takes those of the options.
 
     Raises:
         PcmoeError: The model, the options or the budget cannot be used.
     """
-    _check(arguments)
+    _check(arguments, settings)
     from pcmoe_det.committee.packed_model import is_packed
     from pcmoe_det.models.inference import load_detector, shipped_weights
 
     path = shipped_weights() if model is None else Path(model)
     with ExitStack() as stack:
-        if arguments.policy is None and not is_packed(path):
+        settings = settings or committee_settings(arguments)
+        if settings is None and not is_packed(path):
             detector = load_detector(
                 model,
                 config=arguments.config,
@@ -128,7 +146,7 @@ def open_detector(
             yield OpenedDetector(detector, None)
             return
         packed = _packed(path, arguments, stack)
-        yield _open_packed(packed, arguments, stack, threshold=score_threshold)
+        yield _open_packed(packed, settings, arguments, stack, threshold=score_threshold)
 
 
 def _packed(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> PackedModel:
@@ -154,6 +172,7 @@ def _packed(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Pack
 
 def _open_packed(
     packed: PackedModel,
+    settings: CommitteeSettings | None,
     arguments: argparse.Namespace,
     stack: ExitStack,
     *,
@@ -162,13 +181,9 @@ def _open_packed(
     import torch
 
     from pcmoe_det.committee.budget import parse_budget
-    from pcmoe_det.committee.committee import Committee
-    from pcmoe_det.committee.options import CommitteeOptions
-    from pcmoe_det.committee.policies import create_policy
     from pcmoe_det.committee.store import DiskExpertStore
     from pcmoe_det.committee.trace import TraceWriter
     from pcmoe_det.models.inference import Detector
-    from pcmoe_det.models.moe import MoELayer
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -179,7 +194,7 @@ def _open_packed(
         long_side=packed.info.long_side,
         score_threshold=threshold,
     )
-    if arguments.policy is None:
+    if settings is None:
         packed.materialize_experts(model)
         return OpenedDetector(detector, None)
     bandwidth = None
@@ -192,24 +207,36 @@ def _open_packed(
     trace = None
     if arguments.trace is not None:
         trace = stack.enter_context(TraceWriter(arguments.trace, packed.layers))
-    committee = Committee(
-        store,
-        policy=create_policy(arguments.policy, _policy_options(arguments)),
-        budget_bytes=parse_budget(arguments.expert_budget or "0.5", total_bytes=packed.expert_bytes),
-        options=CommitteeOptions(
+    committee = settings.build(model, store, device=torch.device(arguments.device), trace=trace)
+    stack.callback(committee.close)
+    stack.enter_context(committee.patched(model))
+    return OpenedDetector(detector, committee)
+
+
+def committee_settings(arguments: argparse.Namespace) -> CommitteeSettings | None:
+    """What the options of ``add_committee_options`` ask for; None without a ``--policy``.
+
+    Raises:
+        UsageError: Options that do not go together, or a value out of range.
+    """
+    if arguments.policy is None:
+        return None
+
+    from pcmoe_det.committee.options import CommitteeOptions
+    from pcmoe_det.committee.policies import create_policy
+    from pcmoe_det.committee.settings import CommitteeSettings
+
+    return CommitteeSettings(
+        create_policy(arguments.policy, _policy_options(arguments)),
+        arguments.expert_budget or "0.5",
+        CommitteeOptions(
             on_miss=arguments.on_miss,
             stand_in_weight=arguments.stand_in_weight,
             update_period=arguments.update_period,
             max_swaps_per_frame=arguments.max_swaps_per_frame,
             synchronous=arguments.loading == "synchronous",
         ),
-        device=torch.device(arguments.device),
-        top_k=max(module.gate.top_k for module in model.modules() if isinstance(module, MoELayer)),
-        trace=trace,
     )
-    stack.callback(committee.close)
-    stack.enter_context(committee.patched(model))
-    return OpenedDetector(detector, committee)
 
 
 def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -40,8 +40,8 @@ __all__ = ["ModelOpener", "entry", "process"]
 # Options of the model that decide its results, and only under --policy.
 _MODEL_SETTINGS = ("config", "dtype", "score_threshold", "max_frames", "policy")
 _POLICY_SETTINGS = (
-    "expert_budget", "on_miss", "importance", "margin", "update_period", "max_swaps_per_frame", "policy_seed",
-    "loading",
+    "expert_budget", "on_miss", "stand_in_weight", "importance", "margin", "update_period",
+    "max_swaps_per_frame", "policy_seed", "loading",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pcmoe_det.cli.committee_options import add_committee_options, open_detector
+from pcmoe_det.cli.committee_options import add_committee_options, committee_settings, open_detector
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.launch import add_launcher_option, process_group
 from pcmoe_det.cli.outputs import check_output_file, write_json
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pcmoe_det.committee.committee import Committee
+    from pcmoe_det.committee.hook import CommitteeHook
+    from pcmoe_det.committee.settings import CommitteeSettings
     from pcmoe_det.evaluation.metric import ShiftMetric
     from pcmoe_det.evaluation.report import EvaluationReport
 
@@ -129,7 +131,9 @@ def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> Evaluation
     config = read_config(Path(arguments.config))
     loader = _data_loader(config, arguments)
     torch.manual_seed(config.get("randomness", {}).get("seed", 0) or 0)
-    with open_detector(arguments.checkpoint, arguments, score_threshold=0.0) as opened:
+    hook = _hook_of(config) if arguments.policy is None else None
+    chosen = hook.settings if hook is not None else committee_settings(arguments)
+    with open_detector(arguments.checkpoint, arguments, score_threshold=0.0, settings=chosen) as opened:
         model = opened.detector.model
         metric = ShiftMetric(teacher_labels=arguments.teacher_labels, settings=_settings(arguments, model))
         metric.dataset_meta = loader.dataset.metainfo
@@ -138,28 +142,41 @@ def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> Evaluation
             from tqdm import tqdm
 
             batches = tqdm(loader, unit="frame", desc="evaluate")
-        watch = _VideoWatch(opened.committee, keep=arguments.keep_committee)
+        keep = arguments.keep_committee or (hook is not None and not hook.reset_each_video)
+        watch = _VideoWatch(opened.committee, keep=keep)
         report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
         if opened.committee is not None:
             report = replace(report, accounting=_over_processes(opened.committee))
         if main_process and arguments.detections is not None:
-            _write_detections(arguments, metric)
+            _write_detections(arguments.detections, metric, chosen)
         return report
 
 
-def _write_detections(arguments: argparse.Namespace, metric: ShiftMetric) -> None:
+def _hook_of(config: Config) -> CommitteeHook | None:
+    """The committee that the config asks for in its ``custom_hooks``, if it does."""
+    from mmengine.registry import HOOKS
+
+    from pcmoe_det.committee.hook import CommitteeHook
+
+    for settings in config.get("custom_hooks", ()):
+        if settings.get("type") in ("CommitteeHook", CommitteeHook):
+            try:
+                hook: CommitteeHook = HOOKS.build(settings)
+            except TypeError as error:
+                raise ConfigError(f"the config's CommitteeHook does not build: {error}") from error
+            return hook
+    return None
+
+
+def _write_detections(path: Path, metric: ShiftMetric, committee: CommitteeSettings | None) -> None:
     from pcmoe_det.evaluation.detection_files import write_detections
 
-    committee = {
-        name: getattr(arguments, name)
-        for name in ("policy", "expert_budget", "importance", "policy_seed", "on_miss", "stand_in_weight")
-    }
     write_detections(
-        arguments.detections,
+        path,
         [frame.truth for frame in metric.frames],
         [frame.detections for frame in metric.frames],
         class_names=metric.class_names,
-        settings={**metric.settings, **committee},
+        settings={**metric.settings, **({} if committee is None else committee.to_json_dict())},
     )
 
 

@@ -9,14 +9,12 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from pcmoe_det.committee.budget import parse_budget
 from pcmoe_det.committee.committee import Committee
-from pcmoe_det.committee.layers import MoELayerSpec
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.policies import create_policy
+from pcmoe_det.committee.settings import CommitteeSettings
 from pcmoe_det.committee.store_memory import MemoryExpertStore
-from pcmoe_det.models.moe import MoELayer
 
 __all__ = ["CommitteeHook"]
 
@@ -28,7 +26,8 @@ class CommitteeHook(Hook):
     mmengine's loops have no ``finally``: after an exception the model stays patched until the next
     validation, test or the end of the run, whichever comes first; each of them restores it. The
     experts are read from the model itself, after averaged (EMA) weights were put in, so this saves no memory;
-    it shows what a committee costs in accuracy. Runs with packed models use ``Committee.patched``.
+    it shows what a committee costs in accuracy. ``pcmoe-test``, which has a loop of its own, takes the
+    settings from a config's hook and reads the experts from disk.
 
     Args:
         policy: Name of a policy.
@@ -47,13 +46,15 @@ class CommitteeHook(Hook):
         policy: str = "pcmoe",
         expert_budget: str | float = 0.5,
         policy_options: Mapping[str, object] | None = None,
-        on_miss: MissHandling | None = None,
+        on_miss: MissHandling | Sequence[MissHandling] | None = None,
         options: Mapping[str, Any] | None = None,
         reset_each_video: bool = True,
     ) -> None:
-        self.policy = create_policy(policy, policy_options)
-        self.expert_budget = str(expert_budget)
-        self.options = CommitteeOptions(**{"synchronous": True, "on_miss": on_miss, **(options or {})})
+        self.settings = CommitteeSettings(
+            create_policy(policy, policy_options),
+            str(expert_budget),
+            CommitteeOptions(**{"synchronous": True, "on_miss": _as_given(on_miss), **(options or {})}),
+        )
         self.reset_each_video = reset_each_video
         self.committee: Committee | None = None
         self._patch = ExitStack()
@@ -62,15 +63,7 @@ class CommitteeHook(Hook):
     def _enter(self, runner: Any) -> None:
         self._leave()
         store = MemoryExpertStore(runner.model.module if hasattr(runner.model, "module") else runner.model)
-        top_k = max(module.gate.top_k for module in runner.model.modules() if isinstance(module, MoELayer))
-        committee = Committee(
-            store,
-            policy=self.policy,
-            budget_bytes=parse_budget(self.expert_budget, total_bytes=_total_bytes(store.layers)),
-            options=self.options,
-            device=next(runner.model.parameters()).device,
-            top_k=top_k,
-        )
+        committee = self.settings.build(runner.model, store, device=next(runner.model.parameters()).device)
         self._video = None
         self._patch.callback(committee.close)
         self._patch.enter_context(committee.patched(runner.model))
@@ -119,5 +112,6 @@ class CommitteeHook(Hook):
         self._leave()
 
 
-def _total_bytes(layers: Sequence[MoELayerSpec]) -> int:
-    return sum(spec.expert_bytes for spec in layers)
+def _as_given(on_miss: MissHandling | Sequence[MissHandling] | None) -> Any:
+    """Configs write lists; options want one name or a tuple."""
+    return on_miss if on_miss is None or isinstance(on_miss, str) else tuple(on_miss)

@@ -7,7 +7,7 @@ from typing import get_args
 
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.errors import UsageError
-from pcmoe_det.models.stand_ins import StandInWeight
+from pcmoe_det.models.stand_ins import DEFAULT_STAND_IN_WEIGHT, StandInWeight
 
 __all__ = ["CommitteeOptions"]
 
@@ -30,7 +30,7 @@ class CommitteeOptions:
 
     on_miss: MissHandling | tuple[MissHandling, ...] | None = None
     rerank_bound: float = 0.3
-    stand_in_weight: StandInWeight = "wanted"
+    stand_in_weight: StandInWeight = DEFAULT_STAND_IN_WEIGHT
     update_period: int = 1
     max_swaps_per_frame: int = 2
     synchronous: bool = False

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from pcmoe_det.cli import analyze, stream
 from pcmoe_det.cli import test as test_command
-from pcmoe_det.cli.committee_options import MISS_HANDLINGS, POLICY_NAMES, STAND_IN_WEIGHTS
+from pcmoe_det.cli.committee_options import (
+    DEFAULT_STAND_IN_WEIGHT,
+    MISS_HANDLINGS,
+    POLICY_NAMES,
+    STAND_IN_WEIGHTS,
+)
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.policies import POLICIES
 from pcmoe_det.datasets.street_video import StreetVideo
 from pcmoe_det.datasets.street_writer import write_clip, write_shift_split
+from pcmoe_det.models import stand_ins
 from pcmoe_det.models.stand_ins import StandInWeight
 from pcmoe_det.models.weights_file import WeightsInfo, save_weights
 from tests.committee.packed_samples import CLASSES, random_detector, tiny_config
@@ -41,9 +47,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(made: Path, monkeypatch: pytest.MonkeyPatch, name: str, *options: str) -> dict[str, object]:
+def evaluate(
+    made: Path, monkeypatch: pytest.MonkeyPatch, name: str, *options: str, config: str = "config.py"
+) -> dict[str, object]:
     result = made / f"{name}.json"
-    command = ["pcmoe-test", str(made / "config.py"), str(made / "tiny.safetensors")]
+    command = ["pcmoe-test", str(made / config), str(made / "tiny.safetensors")]
     command += ["--data-root", str(made / "data"), "--subset", "discrete/videos", "--workers", "0"]
     monkeypatch.setattr("sys.argv", [*command, "--json", str(result), *options])
     assert test_command.entry() == 0
@@ -55,6 +63,7 @@ def test_the_names_of_the_command_line_are_those_of_the_package() -> None:
     assert set(POLICY_NAMES) == set(POLICIES)
     assert set(MISS_HANDLINGS) == set(get_args(MissHandling))
     assert set(STAND_IN_WEIGHTS) == set(get_args(StandInWeight))
+    assert stand_ins.DEFAULT_STAND_IN_WEIGHT == DEFAULT_STAND_IN_WEIGHT
 
 
 def test_evaluation_under_a_budget(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +82,39 @@ def test_evaluation_under_a_budget(made: Path, monkeypatch: pytest.MonkeyPatch) 
     assert 0 < counts["resident_expert_bytes"] <= 0.5 * counts["expert_bytes"]
     for name in ("hit_tokens", "miss_tokens", "swaps", "fills", "bytes_read"):
         assert counts[name] == again[name]
+
+
+def test_the_hook_of_a_config_is_heeded_and_the_command_line_wins(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = dict(type="CommitteeHook", policy="random_keep", expert_budget=0.5, policy_options=dict(seed=3))
+    text = (made / "config.py").read_text() + f"custom_hooks = [{hook!r}]\n"
+    (made / "hooked.py").write_text(text)
+    hooked = evaluate(made, monkeypatch, "hooked", config="hooked.py")
+    options = ("--policy", "random_keep", "--expert-budget", "0.5", "--policy-seed", "3")
+    spelled = evaluate(made, monkeypatch, "spelled", *options)
+    assert hooked["per_class"] == spelled["per_class"]
+    assert isinstance(hooked["accounting"], dict)
+    assert isinstance(spelled["accounting"], dict)
+    assert hooked["accounting"]["miss_tokens"] == spelled["accounting"]["miss_tokens"] > 0
+    exact = evaluate(made, monkeypatch, "wins", "--policy", "on_demand", config="hooked.py")
+    assert exact["per_class"] == evaluate(made, monkeypatch, "plain")["per_class"]
+
+
+def test_each_layer_can_have_its_own_miss_handling(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = evaluate(made, monkeypatch, "plain")
+    random = ("--policy", "random_keep", "--expert-budget", "0.5", "--on-miss")
+    layers = len(exchanged["layers"]) if (exchanged := _accounting(made, monkeypatch, *random, "skip")) else 0
+    loaded = evaluate(made, monkeypatch, "loads", *random, ",".join(["load"] * layers))
+    assert loaded["per_class"] == exact["per_class"]
+    mixed = _accounting(made, monkeypatch, *random, ",".join(["load", *["skip"] * (layers - 1)]))
+    assert mixed["on_miss"] == "load,skip"
+
+
+def _accounting(made: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
+    counts = evaluate(made, monkeypatch, "counts", *options)["accounting"]
+    assert isinstance(counts, dict)
+    return counts
 
 
 def test_a_stream_reports_its_committee(
