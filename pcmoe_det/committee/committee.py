@@ -7,6 +7,7 @@ and policies (which experts), scheduler (when), miss handling (what an absent ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
 from pcmoe_det.committee.memory import ExpertMemory
 from pcmoe_det.committee.miss_handling import MissHandling, handle_misses
 from pcmoe_det.committee.options import CommitteeOptions
-from pcmoe_det.committee.patching import patch, restore
+from pcmoe_det.committee.patching import dense_bytes, patch, restore
 from pcmoe_det.committee.policies.base import Policy
 from pcmoe_det.committee.scheduler import SwapScheduler
 from pcmoe_det.committee.slots import ExpertWeights
@@ -109,6 +110,8 @@ class Committee:
         # Tokens that wanted each expert in the last frame, by layer; replaced as a whole, for other threads.
         self.frame_tokens: tuple[tuple[int, ...], ...] = ()
         self._tokens_now: list[tuple[int, ...]] = []
+        self._device = device or torch.device("cpu")
+        self._dense_bytes = 0  # of the model that is patched
         self._before = self.accounting.totals()
 
     # -- construction ---------------------------------------------------------------------------
@@ -139,7 +142,8 @@ class Committee:
         if budget_bytes < largest:
             raise UsageError(
                 f"an expert budget of {budget_bytes} bytes does not hold one expert of {largest} bytes; "
-                f"the smallest possible is {largest / self.total_bytes:.3f} of all expert bytes"
+                f"the smallest possible is {largest} bytes "
+                f"({math.ceil(1000 * largest / self.total_bytes) / 1000:.3f} of all expert bytes)"
             )
 
     def _on_miss_by_layer(self) -> tuple[MissHandling, ...]:
@@ -164,6 +168,7 @@ class Committee:
             UsageError: The model's MoE layers are not those of the store, or it is patched already.
         """
         patches = patch(model, self)
+        self._dense_bytes = dense_bytes(model)
         try:
             yield self
         finally:
@@ -182,6 +187,10 @@ class Committee:
             "budget_bytes": self.residency.budget_bytes,
             "resident_expert_bytes": self.residency.mapped_bytes,
             "expert_bytes": self.total_bytes,
+            "model_bytes": self._dense_bytes + self.total_bytes,
+            "peak_cuda_bytes": (
+                torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+            ),
             "experts_per_layer": list(self.quotas),
             "store_read_mode": self.store.read_mode,
             **self.accounting.to_json_dict(),
@@ -259,7 +268,6 @@ class Committee:
             # What cannot be read now is filled in later; without a budget nobody expects an exchange.
             self.memory.replace_residents(wanted, tolerant=self.policy.uses_budget)
             self._filled = True
-        self._before = self.accounting.totals()
         self.memory.take_in(frame=self._frame)
         self._frame_importance = []
         self._tokens_now = []
@@ -306,6 +314,7 @@ class Committee:
 
     def end_frame(self) -> None:
         """Learn from the frame and start the next loads. Called by the patched backbone."""
+        self.memory.end_frame()
         cut = False
         if self.policy.adapts:
             cut = self._tracker(self._stream).update(self._frame_importance)
@@ -321,7 +330,9 @@ class Committee:
         self.frame_tokens = tuple(self._tokens_now)
         self.accounting.frame_done()
         after = self.accounting.totals()
+        # Since the last frame's end, so that what is read between frames is not lost from the sum.
         self.frame_report = {name: after[name] - self._before[name] for name in FRAME_COUNTS}
+        self._before = after
         self.frame_report["resident_expert_bytes"] = self.residency.mapped_bytes
         self._frame += 1
 

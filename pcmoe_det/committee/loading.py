@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pcmoe_det.committee.layers import ExpertKey
-from pcmoe_det.committee.store import ExpertStore, StoreError
+from pcmoe_det.committee.store import LONGEST_WAIT_SECONDS, ExpertStore, StoreError
 
 __all__ = ["BackgroundLoader", "ImmediateLoader", "Load", "Loader"]
 
@@ -100,10 +100,15 @@ class BackgroundLoader:
 
     ``submit`` and ``finished`` are called by the thread that runs the model; neither takes a lock that
     the reading thread holds while it reads.
+
+    Args:
+        store: Where experts are read from.
+        patience_seconds: How long ``close`` waits for the read under way.
     """
 
-    def __init__(self, store: ExpertStore) -> None:
+    def __init__(self, store: ExpertStore, *, patience_seconds: float = LONGEST_WAIT_SECONDS) -> None:
         self._store = store
+        self._patience_seconds = patience_seconds
         self._jobs: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Load] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -128,11 +133,17 @@ class BackgroundLoader:
                 return done
 
     def close(self) -> None:
-        """Stop after the read under way, if any, and wait for the thread."""
+        """Stop after the read under way; one that hangs (a dead disk or network share) is left behind."""
         self._closed.set()
         if self._thread is not None:
             self._jobs.put(None)
-            self._thread.join()
+            self._thread.join(self._patience_seconds)
+            if self._thread.is_alive():
+                # A daemon: it ends with its read, or with the process. Its buffer lives as long as it does.
+                _logger.warning(
+                    "a read of the expert store has not ended after %g s; it is left behind",
+                    self._patience_seconds,
+                )
             self._thread = None
 
     def _work(self) -> None:

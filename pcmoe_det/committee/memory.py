@@ -15,11 +15,14 @@ from pcmoe_det.committee.loading import BackgroundLoader, ImmediateLoader, Load,
 from pcmoe_det.committee.policies.base import Swap
 from pcmoe_det.committee.residency import Residency
 from pcmoe_det.committee.slots import ExpertWeights
-from pcmoe_det.committee.store import ExpertStore, StoreError
+from pcmoe_det.committee.store import ExpertStore, StoreError, may_pass
 
 __all__ = ["ExpertMemory"]
 
 _logger = logging.getLogger(__name__)
+
+# A miss that must load has no stand-in: the frame waits a little for a disk that comes back, then fails.
+_MISS_RETRY_SECONDS = (0.05, 0.2, 1.0)
 
 
 class ExpertMemory:
@@ -37,6 +40,7 @@ class ExpertMemory:
         transient_bytes: Kept free for experts that are read for one use (misses outside a cache).
         accounting: Counts.
         outcome: Called with each background load's expert and whether it succeeded.
+        sleep: Waits seconds before a read is tried again.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class ExpertMemory:
         transient_bytes: int,
         accounting: Accounting,
         outcome: Callable[[ExpertKey, bool], None],
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.store = store
         self.residency = Residency(store.layers, budget_bytes=budget_bytes, device=device)
@@ -61,6 +66,7 @@ class ExpertMemory:
         self._transient: tuple[int, int] | None = None
         self._accounting = accounting
         self._outcome = outcome
+        self._sleep = sleep
 
     def close(self) -> None:
         """Stop loading and return all memory."""
@@ -76,10 +82,11 @@ class ExpertMemory:
 
         Args:
             wanted: Experts of each layer.
-            tolerant: Leave an expert out that the store refuses (logged and counted).
+            tolerant: Leave an expert out that cannot be read now (logged and counted). One whose record is
+                changed, cut or missing will not be whole later, and is refused all the same.
 
         Raises:
-            StoreError: A read failed and ``tolerant`` is False.
+            StoreError: A read failed, and ``tolerant`` is False or waiting does not help.
         """
         for layer, experts in enumerate(wanted):
             for expert in self.residency.residents(layer):
@@ -93,7 +100,7 @@ class ExpertMemory:
                 try:
                     slot = self._read(key, reason="fill")
                 except StoreError as error:
-                    if not tolerant:
+                    if not (tolerant and may_pass(error)):
                         raise
                     _logger.warning("an expert was not loaded: %s", error)
                     continue
@@ -117,6 +124,10 @@ class ExpertMemory:
             )
         )
         return True
+
+    def end_frame(self) -> None:
+        """The frame has used its last expert: room that a miss took is free for the next loads."""
+        self._end_transient()
 
     def take_in(self, *, frame: int, wait: bool = False) -> None:
         """Frame boundary: make resident what was loaded; those they replace leave."""
@@ -181,13 +192,26 @@ class ExpertMemory:
             raise RuntimeError(f"no room for {key} within {self.residency.budget_bytes} bytes")
         start = time.perf_counter()
         try:
-            self.store.read_into(key, self.residency.pool(key.layer).buffer(slot))
+            self._read_patiently(key, slot, patience=_MISS_RETRY_SECONDS if reason == "miss" else ())
         except BaseException:
             self.residency.give_back_slot(key.layer, slot)
-            self._accounting.failed_loads += 1
             raise
         self._accounting.loaded(key, seconds=time.perf_counter() - start, reason=reason)
         return slot
+
+    def _read_patiently(self, key: ExpertKey, slot: int, *, patience: Sequence[float]) -> None:
+        """Read into a slot; try again after each wait of ``patience`` while the system fails."""
+        for wait_seconds in (*patience, None):
+            try:
+                self.store.read_into(key, self.residency.pool(key.layer).buffer(slot))
+            except StoreError as error:
+                self._accounting.failed_loads += 1
+                if wait_seconds is None or not may_pass(error):
+                    raise
+                _logger.warning("an expert was not loaded, trying again: %s", error)
+                self._sleep(wait_seconds)
+            else:
+                return
 
     def _least_recent(self, layer: int) -> ExpertKey:
         """Of this layer's layout if any: such a slot needs no remapping."""

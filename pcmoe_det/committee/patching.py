@@ -12,11 +12,12 @@ from torch import nn
 from pcmoe_det.committee.modules import MaskedGate, ResidentExperts
 from pcmoe_det.errors import UsageError
 from pcmoe_det.models.moe import MoELayer
+from pcmoe_det.models.prepacked import PrepackedLinear
 
 if TYPE_CHECKING:
     from pcmoe_det.committee.committee import Committee
 
-__all__ = ["Patches", "patch", "restore"]
+__all__ = ["Patches", "dense_bytes", "patch", "restore"]
 
 
 @dataclass
@@ -68,6 +69,16 @@ def patch(model: nn.Module, committee: Committee) -> Patches:
         restore(patches)
         raise
     return patches
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers that belong to no expert; patched or not."""
+    layers = [module for module in model.modules() if isinstance(module, MoELayer)]
+    of_experts = {id(parameter) for layer in layers for parameter in layer.experts.parameters()}
+    tensors = [*model.parameters(), *model.buffers()]
+    plain = sum(tensor.numel() * tensor.element_size() for tensor in tensors if id(tensor) not in of_experts)
+    prepacked = sum(module.weight_bytes for module in model.modules() if isinstance(module, PrepackedLinear))
+    return plain + prepacked
 
 
 def restore(patches: Patches) -> None:

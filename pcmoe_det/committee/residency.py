@@ -34,9 +34,10 @@ class Residency:
         counts: dict[object, int] = {}
         for spec in specs:
             counts[spec.layout] = counts.get(spec.layout, 0) + spec.num_experts
-        # Address space for every expert and as many on their way in; memory only for what is used.
+        # Address space for every expert, resident or on its way in, and one read for a single use; memory
+        # only for what is used.
         self._pools = {
-            spec.layout: SlotPool(spec.layout, max_slots=2 * counts[spec.layout], device=device)
+            spec.layout: SlotPool(spec.layout, max_slots=counts[spec.layout] + 1, device=device)
             for spec in specs
         }
 

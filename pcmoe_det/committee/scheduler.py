@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,8 @@ class SwapScheduler:
     """Decides which experts to load after a frame.
 
     Every ``update_period`` frames, and at a scene cut, the policy is asked about each layer; what it
-    wants is carried out in layer order, at most ``max_swaps_per_frame`` a frame. Layers that hold fewer
-    experts than their quota (after a failed load, or after the budget grew) are filled first.
+    wants is carried out one layer after the other, at most ``max_swaps_per_frame`` a frame. Layers that hold
+    fewer experts than their quota (after a failed load, or after the budget grew) are filled first.
 
     Args:
         policy: Asked what to swap.
@@ -48,12 +49,14 @@ class SwapScheduler:
         self.update_period = update_period
         self.max_swaps_per_frame = max_swaps_per_frame
         self._pending: deque[Swap] = deque()
+        self._first_layer = 0
         self._retry_at: dict[ExpertKey, int] = {}
         self._failures: dict[ExpertKey, int] = {}
 
     def reset(self) -> None:
         """Forget what is pending."""
         self._pending.clear()
+        self._first_layer = 0
 
     def failed(self, key: ExpertKey, frame: int) -> None:
         """A load failed: do not try it again at once."""
@@ -84,13 +87,9 @@ class SwapScheduler:
         coming = {key for key, _ in in_flight}
         leaving = {ExpertKey(key.layer, out) for key, out in in_flight if out is not None}
         if self.policy.adapts and (scene_cut or frame % self.update_period == 0):
-            self._pending.clear()
-            for layer in range(len(self.quotas)):
-                self._pending.extend(
-                    self.policy.wanted_swaps(layer, importance(layer), self.residency.residents(layer))
-                )
+            self._pending = deque(self._update(importance))
         chosen: list[Swap] = []
-        for swap in (*self._fills(importance, coming), *self._pending):
+        for swap in (*self._fills(frame, importance, coming), *self._pending):
             if len(chosen) == self.max_swaps_per_frame:
                 break
             incoming = ExpertKey(swap.layer, swap.incoming)
@@ -111,8 +110,23 @@ class SwapScheduler:
         """A swap of ``plan`` is under way; those that are not stay pending."""
         if swap in self._pending:
             self._pending.remove(swap)
+            self._first_layer = (swap.layer + 1) % len(self.quotas)
 
-    def _fills(self, importance: Callable[[int], NDArray[np.float64]], coming: set[ExpertKey]) -> list[Swap]:
+    def _update(self, importance: Callable[[int], NDArray[np.float64]]) -> list[Swap]:
+        """What the policy wants now: of each layer in turn one swap, beginning after the last one served.
+
+        Always beginning with the first layer would starve the last ones where every frame brings new wishes.
+        """
+        number = len(self.quotas)
+        by_layer = [
+            self.policy.wanted_swaps(layer, importance(layer), self.residency.residents(layer))
+            for layer in (*range(self._first_layer, number), *range(self._first_layer))
+        ]
+        return [swap for swaps in zip_longest(*by_layer) for swap in swaps if swap is not None]
+
+    def _fills(
+        self, frame: int, importance: Callable[[int], NDArray[np.float64]], coming: set[ExpertKey]
+    ) -> list[Swap]:
         fills: list[Swap] = []
         if self.policy.loads_on_miss:
             return []
@@ -126,6 +140,13 @@ class SwapScheduler:
             if self.policy.adapts:
                 values = importance(layer)
                 wanted = sorted(range(spec.num_experts), key=lambda expert: (-values[expert], expert))
-            absent = [expert for expert in wanted if expert not in residents]
+            # One that cannot be read now must not keep the place from the next best.
+            absent = [
+                expert
+                for expert in wanted
+                if expert not in residents
+                and ExpertKey(layer, expert) not in coming
+                and self._retry_at.get(ExpertKey(layer, expert), 0) <= frame
+            ]
             fills.extend(Swap(layer, incoming=expert, outgoing=None) for expert in absent[:missing])
         return fills

@@ -8,14 +8,19 @@ nothing is allocated) until another layout needs the bytes.
 from __future__ import annotations
 
 import mmap
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pcmoe_det.committee.layers import RecordLayout
+from pcmoe_det.errors import UsageError
 
 __all__ = ["ExpertWeights", "SlotPool"]
+
+# Python names it from 3.13 on.
+_LINUX_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,9 @@ class SlotPool:
         layout: Of the records.
         max_slots: Most slots ever taken at once.
         device: Where the kernel reads the weights.
+
+    Raises:
+        UsageError: The system has no address space for so many slots.
     """
 
     def __init__(self, layout: RecordLayout, *, max_slots: int, device: torch.device) -> None:
@@ -46,9 +54,7 @@ class SlotPool:
         self._map: mmap.mmap | None = None
         num_bytes = max(1, max_slots) * layout.record_bytes
         if device.type == "cpu":
-            # Private and anonymous: a page exists once it is written, and is gone when unmapped (a shared
-            # mapping, Python's default, would keep it).
-            self._map = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = _address_space(num_bytes)
             memory = torch.frombuffer(self._map, dtype=torch.uint8)
         else:  # reserved whole: unmapping single slots has no counterpart there (unmeasured)
             memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
@@ -106,3 +112,20 @@ class SlotPool:
             found = ExpertWeights(**self.layout.views(self._buffers[slot]))
             self._weights[slot] = found
         return found
+
+
+def _address_space(num_bytes: int) -> mmap.mmap:
+    """Memory that costs nothing until it is written to.
+
+    Private and anonymous: a page exists once it is written, and is gone when unmapped (a shared mapping,
+    Python's default, would keep it). Without a reservation: the experts of a model may exceed the machine's
+    memory many times, and the budget, not the system, bounds what is written.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", _LINUX_MAP_NORESERVE)
+    try:
+        return mmap.mmap(-1, num_bytes, flags=flags)
+    except (OSError, OverflowError, ValueError) as error:
+        raise UsageError(
+            f"the system gives no {num_bytes} bytes of address space for expert slots ({error}); "
+            "raise the limit on virtual memory (ulimit -v)"
+        ) from error

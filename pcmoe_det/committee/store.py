@@ -5,6 +5,7 @@ memory for a CUDA device. Whatever else has the methods of ``ExpertStore`` serve
 """
 
 from pcmoe_det.committee.store_base import (
+    LONGEST_WAIT_SECONDS,
     ExpertReadError,
     ExpertStore,
     ReadFailure,
@@ -13,11 +14,13 @@ from pcmoe_det.committee.store_base import (
     StoreClosedError,
     StoreCounters,
     StoreError,
+    may_pass,
 )
 from pcmoe_det.committee.store_disk import DiskExpertStore
 from pcmoe_det.committee.store_pinned import PinnedHostStore
 
 __all__ = [
+    "LONGEST_WAIT_SECONDS",
     "DiskExpertStore",
     "ExpertReadError",
     "ExpertStore",
@@ -28,4 +31,5 @@ __all__ = [
     "StoreClosedError",
     "StoreCounters",
     "StoreError",
+    "may_pass",
 ]

@@ -14,6 +14,7 @@ from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
 from pcmoe_det.errors import PcmoeError
 
 __all__ = [
+    "LONGEST_WAIT_SECONDS",
     "ExpertReadError",
     "ExpertStore",
     "ReadFailure",
@@ -24,6 +25,7 @@ __all__ = [
     "StoreError",
     "StoreTally",
     "check_buffer",
+    "may_pass",
     "spec_of",
 ]
 
@@ -32,6 +34,10 @@ ReadMode = Literal["warm", "direct", "dropped", "pinned"]
 ``dropped``: through it, but its pages are dropped first. ``pinned``: from pinned host memory."""
 
 ReadFailure = Literal["missing", "io", "short", "checksum"]
+
+
+LONGEST_WAIT_SECONDS = 2.0
+"""How long closing waits for a read under way. A healthy disk answers within milliseconds."""
 
 
 class StoreError(PcmoeError):
@@ -93,6 +99,11 @@ class StoreCounters:
     seconds: float = 0.0
     throttled_seconds: float = 0.0
     failures: int = 0
+
+
+def may_pass(error: StoreError) -> bool:
+    """Whether the same read may succeed later: the system failed, not the record."""
+    return isinstance(error, ExpertReadError) and error.failure == "io"
 
 
 class ExpertStore(Protocol):

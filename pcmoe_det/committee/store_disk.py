@@ -19,6 +19,7 @@ from torch import Tensor
 from pcmoe_det.committee.layers import RECORD_ALIGNMENT_BYTES, ExpertKey, MoELayerSpec
 from pcmoe_det.committee.store_bandwidth import BandwidthLimit
 from pcmoe_det.committee.store_base import (
+    LONGEST_WAIT_SECONDS,
     ExpertReadError,
     ReadFailure,
     ReadMode,
@@ -76,6 +77,7 @@ class DiskExpertStore:
         self._closing = threading.Event()
         self._idle = threading.Condition()
         self._readers = 0
+        self._failed = False
         self._tally = StoreTally()
         self._limit: BandwidthLimit | None = None
         if bandwidth_bytes_per_second is not None:
@@ -128,10 +130,15 @@ class DiskExpertStore:
         return result
 
     def close(self) -> None:
-        """Wake waiting reads, let running ones end, and close the files. May be called twice."""
+        """Wake waiting reads, let running ones end, and close the files. May be called twice.
+
+        The files of a read that hangs stay open until the process ends: their numbers must not serve others.
+        """
         with self._idle:
             self._closing.set()
-            self._idle.wait_for(lambda: self._readers == 0)
+            if not self._idle.wait_for(lambda: self._readers == 0, timeout=LONGEST_WAIT_SECONDS):
+                _log.warning("a read of %s has not ended; the file stays open", self._path)
+                return
             self._file.close()
             if self._direct_file is not None:
                 self._direct_file.close()
@@ -147,6 +154,8 @@ class DiskExpertStore:
         """Keeps the files open: a number of a closed file may belong to another file already."""
         with self._idle:
             self._check_open()
+            if self._failed and self._readers == 0:
+                self._open_again()
             self._readers += 1
         try:
             yield
@@ -154,6 +163,20 @@ class DiskExpertStore:
             with self._idle:
                 self._readers -= 1
                 self._idle.notify_all()
+
+    def _open_again(self) -> None:
+        """After a failure of the system: a disk that was plugged in or mounted again has a new file."""
+        try:
+            fresh = io.FileIO(self._path)
+        except OSError:
+            return  # still away, or deleted: the file that is open may recover
+        self._failed = False
+        self._file.close()
+        self._file = fresh
+        if self._direct_file is not None:
+            self._direct_file.close()
+            self._direct_file = _open_direct(self._path)
+            self._mode = "direct" if self._direct_file is not None else "dropped"
 
     def _check_open(self) -> None:
         if self._closing.is_set():
@@ -191,6 +214,7 @@ class DiskExpertStore:
             if mode == "dropped":
                 _drop_pages(file)
         except OSError as error:
+            self._failed = True
             raise self._error(key, spec, "io", error.strerror or str(error)) from error
         expected = self._packed.checksum(key)
         if checksum != expected:

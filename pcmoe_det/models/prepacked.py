@@ -35,11 +35,15 @@ class PrepackedLinear(nn.Module):
     Args:
         linear: Its weights are taken over.
         gelu: Apply the exact GELU to the result.
+
+    Attributes:
+        weight_bytes: Of the weight and bias that were taken over.
     """
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in linear.parameters())
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         self.bias = None if linear.bias is None else linear.bias.detach().clone()
         self._after = ("gelu", "none") if gelu else ("none", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import product
 
@@ -111,3 +112,17 @@ def test_idle_slots_of_one_layout_make_room_for_another() -> None:
     assert residency.take_slot(0) is None
     assert residency.residents(0) == (1,)
     assert residency.mask(0).tolist() == [False, True, False, False, False, False]
+
+
+def test_experts_may_exceed_the_memory_of_the_machine() -> None:
+    layout = RecordLayout.for_expert(4096, 16384, torch.float32)
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    pool = SlotPool(layout, max_slots=2 * memory_bytes // layout.record_bytes, device=torch.device("cpu"))
+    pool.buffer(pool.take())[0] = 1
+    assert pool.mapped_bytes == layout.record_bytes
+
+
+def test_no_address_space_is_one_sentence() -> None:
+    layout = RecordLayout.for_expert(4096, 16384, torch.float32)
+    with pytest.raises(UsageError, match="address space for expert slots"):
+        SlotPool(layout, max_slots=2**30, device=torch.device("cpu"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pcmoe_det.committee.accounting import merge_reports
+from pcmoe_det.committee.committee import FRAME_COUNTS
 from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.miss_handling import handle_misses
 from pcmoe_det.committee.modules import MaskedGate
@@ -329,6 +330,7 @@ def test_on_demand_says_which_expert_the_store_refused() -> None:
     model, frames = SmallDetector(), video(2)
     store = CountingStore(model)
     made = make_committee(model, store=store, policy="on_demand", budget=0.5)
+    made.committee.memory._sleep = lambda seconds: None
     expected = run(model, frames)
     with made.committee.patched(model):
         store.all_broken = True
@@ -336,6 +338,103 @@ def test_on_demand_says_which_expert_the_store_refused() -> None:
             run(model, frames[:1])
         store.all_broken = False
         assert same(run(model, frames), expected)
+
+
+def test_a_miss_waits_for_a_disk_that_comes_back() -> None:
+    model, frames = SmallDetector(), video(2)
+    store = CountingStore(model)
+    made = make_committee(model, store=store, policy="on_demand", budget=0.5)
+    expected = run(model, frames)
+    waits: list[float] = []
+
+    def comes_back(seconds: float) -> None:
+        waits.append(seconds)
+        store.all_broken = len(waits) < 2
+
+    made.committee.memory._sleep = comes_back
+    with made.committee.patched(model):
+        store.all_broken = True
+        assert same(run(model, frames), expected)
+    assert len(waits) == 2
+    assert waits[0] < waits[1]
+    assert made.committee.accounting.failed_loads == 2
+
+
+def test_a_damaged_record_is_refused_at_the_start() -> None:
+    model, frames = SmallDetector(), video(2)
+    made = make_committee(model)
+    damaged = ExpertKey(1, made.committee.policy.initial_residents(made.committee.specs[1], 1)[0])
+
+    def read_into(key: ExpertKey, buffer: torch.Tensor) -> ReadResult:
+        if key == damaged:
+            raise ExpertReadError("bits fell over", key=key, layer_name="layer", failure="checksum")
+        return MemoryExpertStore.read_into(made.store, key, buffer)
+
+    made.store.read_into = read_into
+    with made.committee.patched(model), pytest.raises(ExpertReadError, match="bits fell over"):
+        run(model, frames)
+
+
+def test_an_expert_that_cannot_be_read_leaves_its_place_to_the_next_best() -> None:
+    model, frames = SmallDetector(), video(12)
+    for layer in range(3):
+        store = CountingStore(model)
+        made = make_committee(model, store=store)
+        first = made.committee.policy.initial_residents(made.committee.specs[layer], 1)[0]
+        store.broken = {ExpertKey(layer, first)}
+        with made.committee.patched(model):
+            run(model, frames)
+        assert tuple(map(len, residents(made.committee))) == made.committee.quotas
+
+
+def test_every_layer_gets_its_swaps_where_each_frame_brings_new_wishes() -> None:
+    model = SmallDetector()
+    options = {"importance": "random", "margin": 0.0}
+    made = make_committee(model, policy_options=options, smoothing=0.0, max_swaps_per_frame=1)
+    with made.committee.patched(model):
+        run(model, video(30))
+    swaps = [layer.swaps for layer in made.committee.accounting.layers]
+    assert min(swaps) >= 0.5 * max(swaps) > 0
+
+
+def test_room_for_misses_does_not_keep_the_committee_from_adapting() -> None:
+    model, frames = SmallDetector(), video(40)
+    made = make_committee(model, budget=0.6, on_miss="load")
+    with made.committee.patched(model):
+        run(model, frames)
+        assert made.committee.residency.mapped_bytes <= 0.6 * made.total_bytes
+    counts = made.committee.accounting.totals()
+    assert counts["miss_loads"] > 0
+    assert counts["swaps"] > 0
+
+
+def test_what_frames_report_adds_up_to_the_totals() -> None:
+    model, frames = SmallDetector(), video(12)
+    made = make_committee(model)
+    sums: Counter[str] = Counter()
+    with made.committee.patched(model):
+        for number, frame in enumerate(frames):
+            run(model, [frame])
+            sums.update(made.committee.frame_report)
+            if number == 5:
+                made.committee.reset()
+    totals = made.committee.accounting.totals()
+    for name in FRAME_COUNTS:
+        assert sums[name] == totals[name]
+
+
+def test_the_report_knows_the_whole_model() -> None:
+    model = SmallDetector()
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    made = make_committee(model)
+    with made.committee.patched(model):
+        report = made.committee.report()
+    padding = made.total_bytes - sum(
+        parameter.numel() * parameter.element_size()
+        for _, layer in model.backbone.moe_layers()
+        for parameter in layer.experts.parameters()
+    )
+    assert report["model_bytes"] == whole + padding
 
 
 def test_resize_at_a_frame_boundary() -> None:

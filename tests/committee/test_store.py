@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from pcmoe_det.committee import store_disk
 from pcmoe_det.committee.layers import ExpertKey
+from pcmoe_det.committee.loading import BackgroundLoader, Load
 from pcmoe_det.committee.packed_model import PackedModel
 from pcmoe_det.committee.packing import pack_random
 from pcmoe_det.committee.store import (
@@ -233,6 +234,52 @@ def test_an_error_of_the_disk_is_translated_and_a_retry_works(
         store.read_into(key, buffer)
         assert torch.equal(buffer, expected_records(packed)[key])
         assert (store.counters.reads, store.counters.failures) == (1, 1)
+
+
+def test_a_file_that_was_put_back_is_opened_again(
+    packed: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ExpertKey(0, 1)
+    with DiskExpertStore(packed) as store:
+        before = store._file
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os,
+                "preadv",
+                lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, os.strerror(errno.ESTALE))),
+            )
+            with pytest.raises(ExpertReadError):
+                store.read_into(key, buffer_for(store, key))
+        store.read_into(key, buffer_for(store, key))
+        assert before.closed
+        assert store._file is not before
+
+
+@pytest.mark.timeout(30)
+def test_closing_does_not_wait_for_a_read_that_hangs(
+    packed: PackedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging, go_on = threading.Event(), threading.Event()
+    preadv = os.preadv
+
+    def hang(*arguments: Any) -> int:
+        hanging.set()
+        assert go_on.wait(20)
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", hang)
+    monkeypatch.setattr(store_disk, "LONGEST_WAIT_SECONDS", 0.05)
+    store = DiskExpertStore(packed)
+    loader = BackgroundLoader(store, patience_seconds=0.05)
+    key = ExpertKey(0, 0)
+    load = Load(key, 0, buffer_for(store, key), None, submitted_at_seconds=0.0, submitted_frame=0)
+    loader.submit(load)
+    assert hanging.wait(10)
+    loader.close()
+    store.close()
+    assert "left behind" in caplog.text
+    assert not store._file.closed  # its number must not serve another file while the read is under way
+    go_on.set()
 
 
 def test_reads_in_small_portions_are_put_together(
