@@ -21,6 +21,7 @@ from pcmoe_det.committee.committee import Committee
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.packed_model import PackedModel
 from pcmoe_det.committee.policies import create_policy
+from pcmoe_det.committee.settings import CommitteeSettings
 from pcmoe_det.committee.store import DiskExpertStore
 from pcmoe_det.datasets.street_video import StreetVideo
 from pcmoe_det.models.inference import Detector, fast_bfloat16
@@ -117,12 +118,9 @@ def _committee(
     experts = DiskExpertStore(packed, **store)
     stack.callback(experts.close)
     model = packed.build_detector_model()
-    committee = Committee(
-        experts,
-        policy=policy,
-        budget_bytes=parse_budget(budget, total_bytes=packed.expert_bytes),
-        options=CommitteeOptions(smoothing=0.0 if forced else CommitteeOptions.smoothing),
-    )
+    options = CommitteeOptions(smoothing=0.0 if forced else CommitteeOptions.smoothing)
+    settings = CommitteeSettings(policy, budget, options)
+    committee = settings.build(model, experts, device=torch.device("cpu"))
     stack.callback(committee.close)
     stack.enter_context(committee.patched(model))
     detector = Detector(model, class_names=packed.info.class_names, long_side=packed.info.long_side)

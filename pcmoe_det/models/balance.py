@@ -39,21 +39,23 @@ def importance_and_load_loss(routing: Routing, *, noise: float) -> Tensor:
     return 0.5 * (_squared_variation(probabilities.sum(0)) + _squared_variation(load))
 
 
-def locality_loss(routing: Routing, *, batch: int) -> Tensor:
-    """Share of the gate's scores that falls outside the busier half of the experts, image by image.
+def locality_loss(routing: Routing, *, batch: int, slack: float = 0.1) -> Tensor:
+    """How far the gate's scores reach beyond the busier half of the experts, image by image.
 
     The balance loss asks for even use over a *batch*, which a router can also give by using every expert in
     every image. Asked for both, it sends an image to few experts and different images to different ones: what
-    a committee of half of the experts needs.
+    a committee of half of the experts needs. With a balance loss five times lighter the same half served
+    every image within 200 iterations, and the other experts died.
 
     Args:
         routing: Of all tokens of one layer, image after image.
         batch: Images.
+        slack: Share of the scores outside the busier half that costs nothing.
 
     Returns:
-        Scalar float32 in [0, 0.5], differentiable in the logits.
+        Scalar float32, 0 to ``0.5 - slack``, differentiable in the logits.
     """
     num_experts = routing.logits.shape[1]
     per_image = torch.softmax(routing.logits.float(), dim=1).view(batch, -1, num_experts).mean(dim=1)
-    busier_half = per_image.topk((num_experts + 1) // 2, dim=1).values
-    return 1.0 - busier_half.sum(dim=1).mean()
+    outside = 1.0 - per_image.topk((num_experts + 1) // 2, dim=1).values.sum(dim=1)
+    return (outside - slack).clamp_min(0.0).mean()

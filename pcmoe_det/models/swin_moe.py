@@ -301,9 +301,7 @@ class SwinMoE(BaseModule):
             return {}
         losses = {
             "loss_balance": self.balance_weight * torch.stack(balance).sum(),
-            # Logged, not minimised: 1 is an even load; 0 has every image within half of the experts.
-            "busiest_expert": torch.stack(busiest).mean(),
-            "outside_half": torch.stack(locality).mean().detach(),
+            "busiest_expert": torch.stack(busiest).mean(),  # 1 is an even load; logged, not minimised
         }
         if self.locality_weight:
             losses["loss_locality"] = self.locality_weight * torch.stack(locality).sum()

@@ -71,8 +71,10 @@ def test_locality_is_what_falls_outside_the_busier_half_image_by_image() -> None
     logits = torch.cat([busy_left, busy_right]).clamp_min(1e-9).log()
     routing = choose_experts(logits, logits, top_k=1, normalize=True)
     # Left image: (0.1 + 0.1) / 2 outside; right one: 0.2 / 2. As one image every expert is as busy.
-    assert float(locality_loss(routing, batch=2)) == pytest.approx((0.1 + 0.1) / 2)
-    assert float(locality_loss(routing, batch=1)) == pytest.approx(0.45)
+    assert float(locality_loss(routing, batch=2, slack=0.0)) == pytest.approx((0.1 + 0.1) / 2)
+    assert float(locality_loss(routing, batch=1, slack=0.0)) == pytest.approx(0.45)
+    assert float(locality_loss(routing, batch=1)) == pytest.approx(0.35)
+    assert float(locality_loss(routing, batch=2)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_with_balance_it_gives_each_image_its_own_experts() -> None:
@@ -84,7 +86,7 @@ def test_with_balance_it_gives_each_image_its_own_experts() -> None:
     for _ in range(150):
         logits = tokens @ weight.T
         routing = choose_experts(logits, logits, top_k=1, normalize=True)
-        local = locality_loss(routing, batch=8)
+        local = locality_loss(routing, batch=8, slack=0.0)
         outside.append(float(local.detach()))
         (gradient,) = torch.autograd.grad(local + 0.2 * importance_and_load_loss(routing, noise=1.0), weight)
         weight = (weight - 0.5 * gradient).detach().requires_grad_()
