@@ -13,6 +13,10 @@ from pcmoe_det.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pcmoe_det.models.moe import MoELayer
+    from pcmoe_det.models.upcycling import Upcycled
+    from pcmoe_det.models.weights_file import WeightsInfo
+
 __all__ = ["entry", "main"]
 
 
@@ -22,7 +26,12 @@ def _parser() -> argparse.ArgumentParser:
         "Make start weights for an MoE detector by copying each dense FFN into all experts of its layer.",
     )
     parser.add_argument("config", type=Path, help="mmengine config of the MoE detector")
-    parser.add_argument("dense", type=Path, help="weights or training checkpoint of the dense twin")
+    parser.add_argument(
+        "dense",
+        type=Path,
+        help="weights or training checkpoint of the dense twin; or, with --write-share alone, of the MoE "
+        "detector itself",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument(
@@ -39,12 +48,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of each expert's hidden units to draw anew, 0 to 1; 0.5 makes experts grow apart sooner",
     )
+    parser.add_argument(
+        "--write-share",
+        type=float,
+        metavar="SHARE",
+        help="scale the experts up until each MoE layer adds at least this share of the residual stream's "
+        "size (root mean square) to it, such as 0.3; needs --data-root",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def _token_samples(dense: nn.Module, names: list[str], data_root: str, *, images: int) -> dict[str, Tensor]:
-    """Inputs of the FFNs that become MoE layers, over some training images of the dense twin."""
+def _run_images(model: nn.Module, data_root: str, *, images: int) -> None:
+    """Run the backbone on some training images, for the hooks that watch it."""
     import torch
     from mmengine.dataset import pseudo_collate
 
@@ -56,6 +72,17 @@ def _token_samples(dense: nn.Module, names: list[str], data_root: str, *, images
         dict(type="PackDetInputs"),
     ]
     data = ShiftDataset(data_root, subset="discrete/images", split="train", test_mode=True, pipeline=pipeline)
+    step = max(1, len(data) // images)
+    with torch.inference_mode():
+        for index in range(0, min(len(data), step * images), step):
+            batch = model.data_preprocessor(pseudo_collate([data[index]]), False)  # type: ignore[operator]
+            model.backbone(batch["inputs"])  # type: ignore[operator]
+
+
+def _token_samples(dense: nn.Module, names: list[str], data_root: str, *, images: int) -> dict[str, Tensor]:
+    """Inputs of the FFNs that become MoE layers, over some training images of the dense twin."""
+    import torch
+
     samples: dict[str, list[Tensor]] = {name: [] for name in names}
     modules = dict(dense.named_modules())
 
@@ -66,14 +93,35 @@ def _token_samples(dense: nn.Module, names: list[str], data_root: str, *, images
         return hook
 
     handles = [modules[name].register_forward_pre_hook(keep(name)) for name in names]
-    step = max(1, len(data) // images)
-    with torch.inference_mode():
-        for index in range(0, min(len(data), step * images), step):
-            batch = dense.data_preprocessor(pseudo_collate([data[index]]), False)  # type: ignore[operator]
-            dense.backbone(batch["inputs"])  # type: ignore[operator]
+    _run_images(dense, data_root, images=images)
     for handle in handles:
         handle.remove()
     return {name: torch.cat(parts).clone() for name, parts in samples.items()}
+
+
+def _write_factors(
+    model: nn.Module, names: list[str], data_root: str, *, images: int, share: float
+) -> dict[str, float]:
+    """By how much to scale each MoE layer's output, so that it is ``share`` of the stream it is added to."""
+    powers: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    modules = dict(model.named_modules())
+
+    def watch(name: str, index: int) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+            seen = inputs[0] if index == 0 else output
+            powers[name][index].append(float(seen.float().square().mean()))
+
+        return hook
+
+    for name in names:
+        # What the block's second norm reads is the stream that the FFN's output is added to.
+        modules[name.removesuffix("mlp") + "norm2"].register_forward_hook(watch(name, 0))
+        modules[name].register_forward_hook(watch(name, 1))
+    _run_images(model.eval(), data_root, images=images)
+    return {
+        name: max(1.0, share * (sum(stream) / max(sum(written), 1e-12)) ** 0.5)
+        for name, (stream, written) in powers.items()
+    }
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -81,13 +129,17 @@ def main(arguments: argparse.Namespace) -> int:
     check_output_file(arguments.output, overwrite=arguments.overwrite, suffix=".safetensors")
     if arguments.images < 1:
         raise UsageError(f"--images is {arguments.images}; it must be 1 or more")
+    if arguments.write_share is not None:
+        if not 0 < arguments.write_share <= 10:
+            raise UsageError(f"--write-share is {arguments.write_share}; it must be above 0 and at most 10")
+        if arguments.data_root is None:
+            raise UsageError("--write-share measures on images: name their folder with --data-root")
 
     import torch
 
-    from pcmoe_det.models.gates import LinearGate
     from pcmoe_det.models.inference import build_model, info_from_config
     from pcmoe_det.models.moe import MoELayer
-    from pcmoe_det.models.upcycling import cluster_gates, upcycle
+    from pcmoe_det.models.upcycling import scale_writes
     from pcmoe_det.models.weights_file import load_into, read_weights, save_weights
 
     torch.manual_seed(arguments.seed)
@@ -97,6 +149,40 @@ def main(arguments: argparse.Namespace) -> int:
     if not layers:
         raise CheckpointError(f"{arguments.config} has no MoE layers; name the config of the MoE detector")
     tensors, _ = read_weights(arguments.dense, described=False)
+    if any(".experts." in name for name in tensors):
+        if arguments.write_share is None:
+            raise UsageError(f"{arguments.dense} has experts already; only --write-share changes those")
+        done = f"{len(layers)} MoE layers taken over"
+    else:
+        result = _from_dense(arguments, model, layers, tensors, info)
+        tensors = result.tensors
+        done = f"{result.copied} FFNs copied, {len(result.kept)} gate tensors new"
+    load_into(model, tensors, source=str(arguments.dense))
+    if arguments.write_share is not None:
+        factors = _write_factors(
+            model, list(layers), arguments.data_root, images=arguments.images, share=arguments.write_share
+        )
+        print("\n".join(f"{name}: experts scaled by {factor:.2f}" for name, factor in factors.items()))
+        tensors = scale_writes(tensors, factors)
+    save_weights(arguments.output, tensors, info)
+    print(f"wrote {arguments.output}: {done}")
+    return EXIT_OK
+
+
+def _from_dense(
+    arguments: argparse.Namespace,
+    model: nn.Module,
+    layers: dict[str, MoELayer],
+    tensors: dict[str, Tensor],
+    info: WeightsInfo,
+) -> Upcycled:
+    """Copy FFNs into experts; with data, set the gates by clustering tokens first."""
+    import torch
+
+    from pcmoe_det.models.gates import LinearGate
+    from pcmoe_det.models.inference import build_model
+    from pcmoe_det.models.upcycling import cluster_gates, upcycle
+    from pcmoe_det.models.weights_file import load_into
 
     gate_weights: dict[str, float] = {}
     if arguments.data_root is not None:
@@ -117,16 +203,13 @@ def main(arguments: argparse.Namespace) -> int:
                 f"{name}: mean gate weight {gate_weights[name]:.2f}, tokens per expert (%) "
                 + " ".join(f"{100 * value:.0f}" for value in share.tolist())
             )
-    result = upcycle(
+    return upcycle(
         model,
         tensors,
         gate_weights=gate_weights,
         jitter=arguments.jitter,
         redrawn_share=arguments.redraw,
     )
-    save_weights(arguments.output, result.tensors, info)
-    print(f"wrote {arguments.output}: {result.copied} FFNs copied, {len(result.kept)} gate tensors new")
-    return EXIT_OK
 
 
 def entry() -> int:

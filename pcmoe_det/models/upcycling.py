@@ -22,7 +22,7 @@ from pcmoe_det.errors import CheckpointError, UsageError
 from pcmoe_det.models.gates import Gate
 from pcmoe_det.models.moe import MoELayer
 
-__all__ = ["Upcycled", "cluster_gates", "upcycle"]
+__all__ = ["Upcycled", "cluster_gates", "scale_writes", "upcycle"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,21 @@ def upcycle(
             tensors[name] = own.clone()
             kept.append(name)
     return Upcycled(tensors, copied, tuple(kept))
+
+
+def scale_writes(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """Multiply what the experts of some MoE layers add to the residual stream.
+
+    Args:
+        tensors: State dict of an MoE model; not changed.
+        factors: By layer name.
+    """
+    scaled = dict(tensors)
+    for layer, factor in factors.items():
+        for kind in ("fc2_weight", "fc2_bias"):
+            name = f"{layer}.experts.{kind}"
+            scaled[name] = (tensors[name].float() * factor).to(tensors[name].dtype)
+    return scaled
 
 
 def _random_units(num_experts: int, hidden: int, *, share: float) -> Tensor:

@@ -28,8 +28,11 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dense.pth"
 
 
-def upcycled(dense: Path, output: Path, *options: object) -> tuple[dict[str, torch.Tensor], str]:
-    outcome = run_command("upcycle", dense.parent / "tiny_4e.py", dense, "--output", output, *options)
+def upcycled(
+    dense: Path, output: Path, *options: object, start: Path | None = None
+) -> tuple[dict[str, torch.Tensor], str]:
+    config = dense.parent / "tiny_4e.py"
+    outcome = run_command("upcycle", config, start or dense, "--output", output, *options)
     assert outcome.code == 0, outcome.err
     tensors, info = read_weights(output)
     assert info is not None
@@ -79,6 +82,27 @@ def test_without_data_gates_stay_random(tmp_path: Path, dense: Path) -> None:
     assert not torch.equal(tensors[name][0], tensors[name][1])  # jitter is the default
 
 
+def test_experts_are_scaled_until_they_write_their_share(tmp_path: Path, dense: Path) -> None:
+    data = ("--data-root", dense.parent / "street", "--images", 3)
+    plain, _ = upcycled(dense, tmp_path / "plain.safetensors", *data)
+    loud, out = upcycled(dense, tmp_path / "loud.safetensors", *data, "--write-share", 0.5)
+    options = (*data, "--write-share", 0.5)
+    again, _ = upcycled(dense, tmp_path / "again.safetensors", *options, start=tmp_path / "plain.safetensors")
+    lines = [line for line in out.splitlines() if "experts scaled by" in line]
+    assert [line.split(":")[0] for line in lines] == list(LAYERS)
+    for name, line in zip(LAYERS, lines, strict=True):
+        factor = float(line.rpartition(" ")[2])
+        assert factor > 1
+        for tensor in ("fc2_weight", "fc2_bias"):
+            expected = factor * plain[f"{name}.experts.{tensor}"]
+            assert torch.allclose(loud[f"{name}.experts.{tensor}"], expected, rtol=5e-3, atol=1e-9)
+    # An MoE detector's own weights are taken over, and nothing else is changed.
+    scaled = {f"{name}.experts.{tensor}" for name in LAYERS for tensor in ("fc2_weight", "fc2_bias")}
+    for name, tensor in plain.items():
+        assert torch.allclose(again[name], loud[name], rtol=1e-5)
+        assert torch.equal(loud[name], tensor) == (name not in scaled or not tensor.any())
+
+
 def test_errors_give_one_line(tmp_path: Path, dense: Path) -> None:
     moe, static = dense.parent / "tiny_4e.py", dense.parent / "tiny_0e.py"
     cosine = tmp_path / "cosine.py"
@@ -92,6 +116,8 @@ def test_errors_give_one_line(tmp_path: Path, dense: Path) -> None:
         ((moe, dense, "--data-root", "/no/such/folder"), 1, "there is no such data root"),
         ((cosine, dense, "--data-root", street), 2, "sets linear gates only"),
         ((moe, moe), 1, "not a readable checkpoint"),
+        ((moe, dense, "--write-share", 0, "--data-root", street), 2, "--write-share is 0.0"),
+        ((moe, dense, "--write-share", 0.3), 2, "name their folder with --data-root"),
     ):
         outcome = run_command("upcycle", *arguments, "--output", output)
         assert outcome.code == code, outcome
