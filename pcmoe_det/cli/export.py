@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
 from pcmoe_det.cli.outputs import check_output_file
+from pcmoe_det.errors import ConfigError
 
 __all__ = ["entry", "main"]
 
@@ -32,9 +33,13 @@ def main(arguments: argparse.Namespace) -> int:
     import torch
 
     from pcmoe_det.models.inference import build_model, info_from_config
+    from pcmoe_det.models.trusted_types import untrusted_type
     from pcmoe_det.models.weights_file import load_into, read_weights, save_weights
 
     info = info_from_config(arguments.config)
+    untrusted = untrusted_type(info.model)
+    if untrusted is not None:  # nobody could open the file without the config
+        raise ConfigError(f"{arguments.config} cannot be put into a weights file: {untrusted}")
     tensors, _ = read_weights(arguments.checkpoint, described=False)
     load_into(build_model(info.model), tensors, source=str(arguments.checkpoint))
     save_weights(arguments.output, tensors, info, dtype=getattr(torch, arguments.dtype))

@@ -7,7 +7,6 @@ and policies (which experts), scheduler (when), miss handling (what an absent ex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcmoe_det.committee.accounting import Accounting
-from pcmoe_det.committee.budget import divide_budget
+from pcmoe_det.committee.budget import divide_budget, smallest_budget
 from pcmoe_det.committee.importance import ImportanceTracker, frame_importance
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
 from pcmoe_det.committee.memory import ExpertMemory
@@ -142,8 +141,7 @@ class Committee:
         if budget_bytes < largest:
             raise UsageError(
                 f"an expert budget of {budget_bytes} bytes does not hold one expert of {largest} bytes; "
-                f"the smallest possible is {largest} bytes "
-                f"({math.ceil(1000 * largest / self.total_bytes) / 1000:.3f} of all expert bytes)"
+                f"the smallest possible is {smallest_budget(largest, total_bytes=self.total_bytes)}"
             )
 
     def _on_miss_by_layer(self) -> tuple[MissHandling, ...]:

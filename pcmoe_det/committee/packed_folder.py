@@ -7,6 +7,7 @@ then takes the target's name in one step. A ``.part`` left by a killed process i
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -21,6 +22,7 @@ __all__ = ["check_output_folder", "sync_file", "whole_folder"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_OF_THE_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EROFS)
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,11 @@ def check_output_folder(path: Path, *, overwrite: bool, own_files: Sequence[str]
     Raises:
         OutputError: Says what is in the way.
     """
+    with _translated(path):
+        _check_output_folder(path, overwrite=overwrite, own_files=own_files)
+
+
+def _check_output_folder(path: Path, *, overwrite: bool, own_files: Sequence[str]) -> None:
     parent = path.parent
     if path.name in ("", "..") or path.name.endswith((".part", ".old")):
         raise OutputError(f"cannot write a packed model to {path}; name a new folder (not .part or .old)")
@@ -101,7 +108,8 @@ def _translated(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        step = "; name another folder" if error.errno in _OF_THE_PATH else ""
+        raise OutputError(f"cannot write {target}: {error.strerror or error}{step}") from error
 
 
 def _claim(part: Path) -> int:

@@ -20,7 +20,13 @@ import torch
 
 from pcmoe_det.committee.layers import RECORD_ALIGNMENT_BYTES, ExpertKey, MoELayerSpec, RecordLayout
 from pcmoe_det.errors import CheckpointError
-from pcmoe_det.models.weights_file import WeightsInfo
+from pcmoe_det.models.description import (
+    WeightsInfo,
+    check_version,
+    info_from_fields,
+    parse_json,
+    whole_number,
+)
 
 __all__ = [
     "DENSE_FILE",
@@ -30,11 +36,14 @@ __all__ = [
     "PACK_FILES",
     "PACK_FORMAT_VERSION",
     "PackDescription",
+    "description_checksum",
     "expert_file_header",
     "file_checksum",
 ]
 
-PACK_FORMAT_VERSION = 1
+PACK_FORMAT_VERSION = 2
+"""Version 1 had no checksum of the description."""
+
 DESCRIPTION_FILE = "model.json"
 DENSE_FILE = "dense.safetensors"
 EXPERTS_FILE = "experts.safetensors"
@@ -74,6 +83,16 @@ def file_checksum(path: Path) -> int:
     return checksum
 
 
+def description_checksum(content: Mapping[str, Any]) -> int:
+    """CRC32 of what a description says, however it is laid out in the file.
+
+    Args:
+        content: As parsed; a ``crc32`` in it is left out.
+    """
+    said = {name: value for name, value in content.items() if name != "crc32"}
+    return zlib.crc32(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
+
+
 @dataclass(frozen=True)
 class PackDescription:
     """Content of ``model.json``.
@@ -106,7 +125,12 @@ class PackDescription:
         return self.checksums[key.layer][key.expert]
 
     def to_json(self) -> str:
-        """The text of ``model.json``. Raises TypeError if the configuration is no plain data."""
+        """The text of ``model.json``.
+
+        Raises:
+            TypeError: The configuration is no plain data.
+            ValueError: It has a number that is not finite.
+        """
         content = {
             "format": _FORMAT,
             "format_version": PACK_FORMAT_VERSION,
@@ -128,6 +152,8 @@ class PackDescription:
                 for spec in self.layers
             ],
         }
+        # Summed up as it will be read: JSON has no tuples, and makes text of keys that are numbers.
+        content["crc32"] = description_checksum(json.loads(json.dumps(content, allow_nan=False)))
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -143,28 +169,27 @@ class PackDescription:
         """
         damaged = f"{source} is damaged or no description of a packed model"
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise CheckpointError(f"{damaged} ({error}); pack the model again") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise CheckpointError(f"{damaged} (no 'format' of ours); check the path, or pack the model again")
-        version = content.get("format_version")
-        if not isinstance(version, int):
-            raise CheckpointError(f"{damaged} (format_version is {version!r}); pack the model again")
-        if version > PACK_FORMAT_VERSION:
-            raise CheckpointError(
-                f"{source} has format version {version}; this release reads up to {PACK_FORMAT_VERSION}: "
-                "install a newer pcmoe_det"
-            )
         try:
-            return _parse(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            version = check_version(content["format_version"], newest=PACK_FORMAT_VERSION, source=source)
+            if version >= 2:
+                _check_checksum(content)
+            return _parse(content, source=source)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"{damaged} ({reason}); pack the model again") from error
 
 
-def _parse(content: Mapping[str, Any]) -> PackDescription:
-    info = content["info"]
+def _check_checksum(content: Mapping[str, Any]) -> None:
+    if content["crc32"] != description_checksum(content):
+        raise ValueError("it was changed since it was written: its CRC32 differs")
+
+
+def _parse(content: Mapping[str, Any], *, source: str) -> PackDescription:
     dtype = PACK_DTYPES.get(content["dtype"])
     if dtype is None:
         raise ValueError(f"dtype is {content['dtype']!r}; there are {', '.join(PACK_DTYPES)}")
@@ -173,22 +198,17 @@ def _parse(content: Mapping[str, Any]) -> PackDescription:
         raise ValueError("it has no MoE layers")
     checksums = []
     for spec, entry in zip(layers, content["layers"], strict=True):
-        values = tuple(_checked_int(value, "crc32", limit=1 << 32) for value in entry["crc32"])
+        values = tuple(whole_number(value, "crc32", limit=1 << 32) for value in entry["crc32"])
         if len(values) != spec.num_experts:
             raise ValueError(f"layer {spec.name} has {spec.num_experts} experts and {len(values)} checksums")
         checksums.append(values)
     description = PackDescription(
-        info=WeightsInfo(
-            model=dict(info["model"]),
-            class_names=tuple(str(name) for name in info["class_names"]),
-            long_side=_checked_int(info["long_side"], "long_side"),
-            format_version=_checked_int(info["format_version"], "format_version"),
-        ),
+        info=info_from_fields(content["info"], source=f"the model in {source}"),
         layers=layers,
         dtype=dtype,
         checksums=tuple(checksums),
-        dense_bytes=_checked_int(content["dense"]["bytes"], "dense bytes"),
-        dense_checksum=_checked_int(content["dense"]["crc32"], "dense crc32", limit=1 << 32),
+        dense_bytes=whole_number(content["dense"]["bytes"], "dense bytes"),
+        dense_checksum=whole_number(content["dense"]["crc32"], "dense crc32", limit=1 << 32),
         package_version=str(content["package_version"]),
     )
     if content["experts"]["bytes"] != description.record_offsets()[-1]:
@@ -197,8 +217,8 @@ def _parse(content: Mapping[str, Any]) -> PackDescription:
 
 
 def _parse_layer(index: int, entry: Mapping[str, Any], dtype: torch.dtype) -> MoELayerSpec:
-    channels = _checked_int(entry["channels"], "channels")
-    hidden = _checked_int(entry["hidden"], "hidden")
+    channels = whole_number(entry["channels"], "channels")
+    hidden = whole_number(entry["hidden"], "hidden")
     layout = RecordLayout.for_expert(channels, hidden, dtype)
     if entry["record_bytes"] != layout.record_bytes:
         raise ValueError(
@@ -211,15 +231,9 @@ def _parse_layer(index: int, entry: Mapping[str, Any], dtype: torch.dtype) -> Mo
     return MoELayerSpec(
         index=index,
         name=str(entry["name"]),
-        num_experts=_checked_int(entry["num_experts"], "num_experts"),
+        num_experts=whole_number(entry["num_experts"], "num_experts"),
         channels=channels,
         hidden=hidden,
         layout=layout,
         norms=norms,
     )
-
-
-def _checked_int(value: Any, name: str, *, limit: int = 1 << 62) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of 0 or more")
-    return value

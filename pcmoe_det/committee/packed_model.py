@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from pcmoe_det.committee.packed_skeleton import PackedExperts, build_skeleton, e
 from pcmoe_det.committee.store_base import ExpertStore, spec_of
 from pcmoe_det.committee.store_disk import DiskExpertStore
 from pcmoe_det.errors import CheckpointError, UsageError
+from pcmoe_det.models.devices import checked_device
 from pcmoe_det.models.experts import ExpertFFN, experts_without_memory
 from pcmoe_det.models.inference import prepare_for_inference
 from pcmoe_det.models.moe import MoELayer
@@ -32,7 +34,7 @@ __all__ = ["PackedExperts", "PackedModel", "is_packed", "materialize_experts"]
 
 def is_packed(path: Path) -> bool:
     """Whether ``path`` is to be opened as a packed model (a folder) rather than as a weights file."""
-    return path.is_dir()
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where a name is too long)
 
 
 class PackedModel:
@@ -62,8 +64,8 @@ class PackedModel:
                 structure, or of a newer format.
         """
         path = Path(path)
-        if not path.is_dir():
-            reason = "is a file, not a packed folder" if path.exists() else "does not exist"
+        if not is_packed(path):
+            reason = "is a file, not a packed folder" if os.path.isfile(path) else "does not exist"  # noqa: PTH113
             raise CheckpointError(f"{path} {reason}; name a folder made by tools/pack.py")
         missing = [name for name in PACK_FILES if not (path / name).is_file()]
         if missing:
@@ -128,10 +130,13 @@ class PackedModel:
             device: Where the model runs.
 
         Raises:
-            CheckpointError: The dense weights are damaged or do not fit the configuration.
+            CheckpointError: The dense weights are damaged or do not fit the configuration, or that names
+                more than parts of a model.
             ConfigError: The configuration does not build.
+            UsageError: There is no such device.
         """
-        model = build_skeleton(self.info)
+        target = checked_device(device)
+        model = build_skeleton(self.info, source=str(self.path / DESCRIPTION_FILE))
         self._place_placeholders(model)
         path = self.path / DENSE_FILE
         try:
@@ -146,7 +151,7 @@ class PackedModel:
             raise CheckpointError(f"{path} cannot be read ({error}); pack the model again") from error
         load_into(model, tensors, source=str(path))
         del tensors
-        return prepare_for_inference(model, dtype=self.dtype, device=torch.device(device))
+        return prepare_for_inference(model, dtype=self.dtype, device=target)
 
     def _place_placeholders(self, model: nn.Module) -> None:
         built = moe_layers(model)

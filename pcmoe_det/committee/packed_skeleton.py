@@ -56,7 +56,7 @@ class PackedExperts(nn.Module):
         return f"{self.spec.name}, num_experts={self.num_experts}, expert_bytes={self.spec.expert_bytes}"
 
 
-def build_skeleton(info: WeightsInfo, *, seed: int = 0) -> nn.Module:
+def build_skeleton(info: WeightsInfo, *, source: str | None = None, seed: int = 0) -> nn.Module:
     """Build a detector with random weights whose experts take no memory (meta device).
 
     Arithmetic in low precision is left to ``prepare_for_inference``, as ``load_detector`` does. Torch's
@@ -64,15 +64,17 @@ def build_skeleton(info: WeightsInfo, *, seed: int = 0) -> nn.Module:
 
     Args:
         info: The detector.
+        source: The file that describes it; None for what the user named (see ``build_model``).
         seed: Of the random weights.
 
     Raises:
+        CheckpointError: The file describes more than a model.
         ConfigError: The configuration does not build.
     """
     config = {**info.model, "precision": "float32"} if "precision" in info.model else info.model
     with torch.random.fork_rng(devices=[]), experts_without_memory():
         torch.manual_seed(seed)
-        return build_model(config)
+        return build_model(config, source=source)
 
 
 def moe_layers(model: nn.Module) -> list[tuple[str, MoELayer]]:

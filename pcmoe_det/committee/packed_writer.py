@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from pcmoe_det.committee.packed_format import (
     expert_file_header,
     file_checksum,
 )
-from pcmoe_det.errors import ConfigError, OutputError
+from pcmoe_det.errors import CheckpointError, ConfigError, OutputError
 from pcmoe_det.models.weights_file import WeightsInfo
 
 __all__ = ["ReadExpert", "write_packed"]
@@ -51,6 +52,7 @@ def write_packed(
         read_expert: Called once for each expert, in order.
 
     Raises:
+        CheckpointError: An expert has values that are not finite.
         ConfigError: The configuration is no plain data.
         OutputError: It cannot be written.
     """
@@ -95,7 +97,9 @@ def _write_experts(
                 parameters = read_expert(key)
                 for name, view in views.items():
                     view.copy_(parameters[name])
-                layer_norms.append(_norm(parameters))
+                norm = _norm(parameters)
+                _check_finite(spec, key, views, norm)
+                layer_norms.append(norm)
                 layer_checksums.append(zlib.crc32(memory))
                 _write_all(file.fileno(), memory)
             norms.append(tuple(layer_norms))
@@ -113,6 +117,19 @@ def _norm(parameters: Mapping[str, Tensor]) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
+def _check_finite(spec: MoELayerSpec, key: ExpertKey, values: Mapping[str, Tensor], norm: float) -> None:
+    """Refuse an expert that would make every token it gets not a number."""
+    spoilt = next((name for name, value in values.items() if not bool(value.isfinite().all())), None)
+    if spoilt is None and not math.isfinite(norm):
+        spoilt = "the norm of its weights"
+    if spoilt is not None:
+        raise CheckpointError(
+            f"expert {key.expert} of layer {spec.name} has values in {spoilt} that are not finite (NaN, "
+            f"infinite, or too large for {str(spec.layout.dtype).removeprefix('torch.')}); "
+            "pack weights from before the training diverged"
+        )
+
+
 def _write_all(descriptor: int, memory: memoryview) -> None:
     while memory:
         memory = memory[os.write(descriptor, memory) :]
@@ -121,9 +138,9 @@ def _write_all(descriptor: int, memory: memoryview) -> None:
 def _described(description: PackDescription) -> str:
     try:
         return description.to_json()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"the model's configuration is no plain data ({error}); use numbers and text"
+            f"the model's configuration is no plain data ({error}); use finite numbers and text"
         ) from error
 
 

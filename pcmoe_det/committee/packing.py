@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec, RecordLayout
 from pcmoe_det.committee.packed_folder import check_output_folder
 from pcmoe_det.committee.packed_format import PACK_DTYPES, PACK_FILES
-from pcmoe_det.committee.packed_model import PackedModel
+from pcmoe_det.committee.packed_model import PackedModel, is_packed
 from pcmoe_det.committee.packed_skeleton import (
     build_skeleton,
     expert_parameter_names,
@@ -21,7 +21,9 @@ from pcmoe_det.committee.packed_skeleton import (
 )
 from pcmoe_det.committee.packed_writer import write_packed
 from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
+from pcmoe_det.models.description import class_names_problem
 from pcmoe_det.models.inference import info_from_config
+from pcmoe_det.models.trusted_types import untrusted_type
 from pcmoe_det.models.weights_file import WeightsInfo, read_weights
 
 __all__ = ["pack", "pack_random"]
@@ -48,9 +50,10 @@ def pack(
         overwrite: Replace an existing packed model.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, do not describe themselves (if asked to),
-            or do not fit the detector.
-        ConfigError: The configuration does not build, or has no MoE layers.
+        CheckpointError: The weights are missing, damaged, do not describe themselves (if asked to), do not
+            fit the detector, or have an expert that is not finite.
+        ConfigError: The configuration does not build, has no MoE layers, or names what a packed model may
+            not (``untrusted_type``).
         OutputError: The folder exists or cannot be written.
         UsageError: Another dtype, or no weights.
     """
@@ -63,7 +66,9 @@ def pack(
         raise CheckpointError(f"{paths[0]} does not describe its model; name its configuration")
     if info.is_backbone:
         raise CheckpointError(f"{paths[0]} holds a backbone alone; pack the weights of a whole detector")
-    skeleton = build_skeleton(info)
+    if config_or_info is not None:
+        _check_config(info)
+    skeleton = build_skeleton(info, source=str(paths[0]) if config_or_info is None else None)
     specs = _specs(skeleton, info, dtype)
     _check_fit(skeleton, tensors, source=", ".join(map(str, paths)))
 
@@ -95,13 +100,15 @@ def pack_random(
         overwrite: Replace an existing packed model.
 
     Raises:
-        ConfigError: The configuration does not build, or has no MoE layers.
+        ConfigError: The configuration does not build, has no MoE layers, or names what a packed model may
+            not (``untrusted_type``).
         OutputError: The folder exists or cannot be written.
         UsageError: Another dtype.
     """
     _check_dtype(dtype)
     check_output_folder(output, overwrite=overwrite, own_files=PACK_FILES)
     info = _info(config_or_info)
+    _check_config(info)
     skeleton = build_skeleton(info, seed=seed)
     specs = _specs(skeleton, info, dtype)
     first = [sum(spec.num_experts for spec in specs[:index]) for index in range(len(specs))]
@@ -132,6 +139,19 @@ def _info(config_or_info: Path | WeightsInfo) -> WeightsInfo:
     return config_or_info if isinstance(config_or_info, WeightsInfo) else info_from_config(config_or_info)
 
 
+def _check_config(info: WeightsInfo) -> None:
+    """Refuse a config that builds here, but could not be opened from a packed model."""
+    untrusted = untrusted_type(info.model)
+    if untrusted is not None:
+        raise ConfigError(
+            f"this configuration cannot be packed, because a packed model runs no code: {untrusted}; "
+            "name registered parts by their plain names"
+        )
+    problem = class_names_problem(info.model, info.class_names)
+    if problem is not None:
+        raise ConfigError(f"this configuration cannot be packed: {problem}; name each class once")
+
+
 def _read_all(paths: list[Path], *, described: bool) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     """Tensors of all files (mapped, where they are safetensors), and the first file's description."""
     if not paths:
@@ -139,7 +159,7 @@ def _read_all(paths: list[Path], *, described: bool) -> tuple[dict[str, Tensor],
     tensors: dict[str, Tensor] = {}
     info: WeightsInfo | None = None
     for index, path in enumerate(paths):
-        if path.is_dir():
+        if is_packed(path):
             raise CheckpointError(f"{path} is a folder; pack the weights file that it was made of")
         part, found = read_weights(path, described=described and index == 0)
         info = info or found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mmengine.config import Config
@@ -17,7 +18,7 @@ def read_config(path: Path) -> Config:
     Raises:
         ConfigError: The file is missing or is no whole config.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a name is too long)
         raise ConfigError(f"no config at {path}; the shipped ones are in configs/")
     try:
         config = Config.fromfile(str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import pcmoe_det.models.registry  # noqa: F401  (registers the model types)
-from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
+from pcmoe_det.errors import CheckpointError, ConfigError, PcmoeError, UsageError
 from pcmoe_det.models.config_files import read_config
+from pcmoe_det.models.description import class_names_problem
 from pcmoe_det.models.detector import use_low_precision
+from pcmoe_det.models.devices import checked_device
 from pcmoe_det.models.prepacked import can_prepack, prepack
+from pcmoe_det.models.trusted_types import registered_names_only, untrusted_type, without_downloads
 from pcmoe_det.models.weights_file import WeightsInfo, load_into, read_weights
 from pcmoe_det.structures import SHIFT_CLASSES, Detections
 
@@ -49,43 +53,65 @@ def shipped_weights() -> Path:
 def info_from_config(path: Path) -> WeightsInfo:
     """Describe the model of an mmengine config file.
 
+    The names of its classes are its ``class_names``; without them SHIFT's.
+
     Raises:
-        ConfigError: The file is missing, is not a config, or has no model.
+        ConfigError: The file is missing, is not a config, has no model, or names another number of
+            classes than its model finds.
     """
     config = read_config(path)
     model = config.model.to_dict() if isinstance(config.model, ConfigDict) else dict(config.model)
-    return WeightsInfo(model=model, class_names=SHIFT_CLASSES, long_side=int(config.get("long_side", 0)))
+    class_names = tuple(str(name) for name in config.get("class_names", SHIFT_CLASSES))
+    problem = class_names_problem(model, class_names)
+    if problem is not None:
+        raise ConfigError(f"{path}: {problem}; write class_names = (...) with a name for each class")
+    return WeightsInfo(model=model, class_names=class_names, long_side=int(config.get("long_side", 0)))
 
 
-def build_model(model: Mapping[str, Any]) -> nn.Module:
+def build_model(model: Mapping[str, Any], *, source: str | None = None) -> nn.Module:
     """Build an mmdet detector from its configuration, with random weights.
 
+    Args:
+        model: The configuration.
+        source: The weights file or packed model that it came with: it may then name registered parts only
+            (``untrusted_type``). None for a configuration that the user named, which may do more.
+
     Raises:
+        CheckpointError: What came with the weights names something else.
         ConfigError: Names what the registry or a constructor did not accept.
     """
     init_default_scope("mmdet")
+    config = without_downloads(dict(model))
+    if source is not None:
+        untrusted = untrusted_type(config)
+        if untrusted is not None:
+            raise CheckpointError(
+                f"{source} is not opened, because it could run code: {untrusted}; "
+                "get weights that name registered parts only"
+            )
+    limits = nullcontext() if source is None else registered_names_only()
     try:
-        # Plain data throughout: JSON has no tuples, and ConfigDict gives attribute access.
-        built: nn.Module = MODELS.build(ConfigDict(_without_downloads(dict(model))))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"the model's configuration does not build: {error}") from error
+        with limits:
+            # Plain data throughout: JSON has no tuples, and ConfigDict gives attribute access.
+            built: nn.Module = MODELS.build(ConfigDict(config))
+    except PcmoeError:
+        raise
+    except Exception as error:  # constructors check their arguments each in its own way, or not at all
+        place = "" if source is None else f"{source}: "
+        step = "correct it" if source is None else "get the file again"
+        raise ConfigError(
+            f"{place}the model's configuration does not build: {_reason(error)}; {step}"
+        ) from error
     return built
 
 
-def _without_downloads(config: Any) -> Any:
-    """Weights are loaded by us; an ``init_cfg`` of mmdet's configs would fetch others first."""
-    if isinstance(config, Mapping):
-        return {
-            key: None if key == "init_cfg" and _is_pretrained(value) else _without_downloads(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, list | tuple):
-        return type(config)(_without_downloads(item) for item in config)
-    return config
-
-
-def _is_pretrained(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("type") == "Pretrained"
+def _reason(error: Exception) -> str:
+    """On one line; with the kind of error, where its text is short of saying what happened."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else f"{text[:300]}..."
+    if isinstance(error, KeyError | TypeError | ValueError | AttributeError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -220,18 +246,20 @@ def load_detector(
         dtype: Arithmetic of features and heads; ``auto`` is bfloat16 where the hardware has it.
 
     Raises:
-        CheckpointError: The weights are missing, damaged, or do not fit.
+        CheckpointError: The weights are missing, damaged, do not fit, or describe more than a model.
         ConfigError: The configuration is missing or does not build.
         UsageError: A device or a number that cannot be.
     """
     path = shipped_weights() if model is None else Path(model)
-    target = _device(device)
+    target = checked_device(device)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads is {threads}; it must be 1 or more")
         torch.set_num_threads(threads)
     tensors, info = read_weights(path, described=config is None)
+    source: str | None = str(path)
     if config is not None:
+        source = None
         info = info_from_config(Path(config))
     if info is None:
         raise CheckpointError(f"{path} does not describe its model; name its configuration with --config")
@@ -240,19 +268,10 @@ def load_detector(
             f"{path} holds a backbone without a detector around it; "
             f"train one: pcmoe-train CONFIG --weights {path}"
         )
-    built = build_model({**info.model, "precision": "float32"} if "precision" in info.model else info.model)
+    plain = {**info.model, "precision": "float32"} if "precision" in info.model else info.model
+    built = build_model(plain, source=source)
     load_into(built, tensors, source=str(path))
     prepared = prepare_for_inference(built, dtype=inference_dtype(dtype, target), device=target)
     return Detector(
         prepared, class_names=info.class_names, long_side=info.long_side, score_threshold=score_threshold
     )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}; use cpu, or cuda:0 where there is one") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r}: torch finds no CUDA device; use --device cpu")
-    return device

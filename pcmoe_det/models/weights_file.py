@@ -7,10 +7,11 @@ alone and nothing in it is executable.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pcmoe_det.errors import CheckpointError, ConfigError, OutputError
+from pcmoe_det.models.description import FORMAT_VERSION, WeightsInfo, info_from_fields, parse_json
 
 __all__ = [
     "FORMAT_VERSION",
@@ -31,31 +33,9 @@ __all__ = [
     "trusted_globals",
 ]
 
-FORMAT_VERSION = 1
 _KEY = "pcmoe_det"
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """What a weights file says about itself.
-
-    Attributes:
-        model: Configuration of the mmdet detector (plain data); of a backbone alone where its only key
-            is ``backbone``.
-        class_names: By class id; empty for a backbone alone.
-        long_side: Images are resized so that their longer side has this many pixels.
-        format_version: Of this description.
-    """
-
-    model: dict[str, Any]
-    class_names: tuple[str, ...] = ()
-    long_side: int = 0
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def is_backbone(self) -> bool:
-        """Whether the file holds a backbone without the rest of a detector."""
-        return set(self.model) == {"backbone"}
+# First bytes of what torch.save writes now (a zip archive) and wrote once (a pickle).
+_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")
 
 
 def save_weights(
@@ -106,23 +86,10 @@ def _parse_info(path: Path, metadata: Mapping[str, str] | None) -> WeightsInfo:
             "or convert the weights with tools/export.py"
         )
     try:
-        fields = json.loads(text)
-        version = int(fields["format_version"])
-        if version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}: "
-                "install a newer pcmoe_det"
-            )
-        return WeightsInfo(
-            model=dict(fields["model"]),
-            class_names=tuple(fields["class_names"]),
-            long_side=int(fields["long_side"]),
-            format_version=version,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: its description is damaged ({error!r}); get the file again"
-        ) from error
+        return info_from_fields(parse_json(text), source=str(path))
+    except (ValueError, KeyError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path}: its description is damaged ({reason}); get the file again") from error
 
 
 def read_weights(path: Path, *, described: bool = True) -> tuple[dict[str, Tensor], WeightsInfo | None]:
@@ -138,10 +105,15 @@ def read_weights(path: Path, *, described: bool = True) -> tuple[dict[str, Tenso
     Raises:
         CheckpointError: Missing, damaged, from a newer release, or not described.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a name is too long)
         raise CheckpointError(f"no weights at {path}; check the path")
     if path.suffix != ".safetensors":
         if described:
+            if not _starts_like_a_checkpoint(path):
+                raise CheckpointError(
+                    f"{path} is no weights file; name a .safetensors file, or a training checkpoint (.pth) "
+                    "and its configuration"
+                )
             raise CheckpointError(
                 f"{path} is a training checkpoint; name its configuration with --config, "
                 "or convert it with tools/export.py"
@@ -156,6 +128,14 @@ def read_weights(path: Path, *, described: bool = True) -> tuple[dict[str, Tenso
     if not described and _KEY not in (metadata or {}):
         return tensors, None
     return tensors, _parse_info(path, metadata)
+
+
+def _starts_like_a_checkpoint(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(_CHECKPOINT_STARTS)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _read_training_checkpoint(path: Path) -> dict[str, Tensor]:

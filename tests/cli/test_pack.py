@@ -11,7 +11,7 @@ import pytest
 from pcmoe_det.cli import pack as command
 from pcmoe_det.cli.entry import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from pcmoe_det.committee.packed_model import PackedModel
-from tests.committee.packed_samples import save_tiny, tiny_config
+from tests.committee.packed_samples import CLASSES, save_tiny, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.py"
-    path.write_text(f"model = {tiny_config()!r}\nlong_side = 64\n")
+    path.write_text(f"model = {tiny_config()!r}\nclass_names = {CLASSES!r}\nlong_side = 64\n")
     return path
 
 
@@ -120,6 +120,32 @@ def test_inputs_that_are_missing_are_one_line(
     assert message in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.glob("packed*"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "message"),
+    [
+        (["street.png"], "packed", "street.png is no weights file; name a .safetensors file"),
+        (["w.safetensors"], "x" * 300, "File name too long; name another folder"),
+        (["x" * 300], "packed", "no weights at xxx"),
+    ],
+    ids=["picture", "output", "weights"],
+)
+def test_what_cannot_be_read_or_written_is_one_line(
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inputs: list[str],
+    output: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(weights.parent)
+    (tmp_path / "street.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert run(monkeypatch, *inputs, "--output", output) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_wrapper_runs_from_anywhere(tmp_path: Path) -> None:

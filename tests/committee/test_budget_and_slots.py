@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pcmoe_det.committee.accounting import anonymous_memory_bytes
-from pcmoe_det.committee.budget import divide_budget, parse_budget
+from pcmoe_det.committee.budget import divide_budget, parse_budget, smallest_budget
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec, RecordLayout
 from pcmoe_det.committee.residency import Residency
 from pcmoe_det.committee.slots import SlotPool
@@ -36,6 +36,9 @@ SPECS = (spec(0, 6, 16), spec(1, 6, 16), spec(2, 4, 32))
         ("300MiB", 300 * 2**20),
         ("1.5 GB", 1_500_000_000),
         ("64 KiB", 65536),
+        ("196 bytes", 196),
+        ("0.29", 290),  # 289.99... as a float
+        ("2" * 17 + "B", int("2" * 17)),
     ],
 )
 def test_budgets_are_shares_or_sizes(text: str, expected: int) -> None:
@@ -46,6 +49,34 @@ def test_budgets_are_shares_or_sizes(text: str, expected: int) -> None:
 def test_other_budgets_are_refused_by_name(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(repr(text))):
         parse_budget(text, total_bytes=1000)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "MiB", "9" * 5000, "9" * 5000 + "GiB", "1" + "x" * 400])
+def test_endless_budgets_are_refused_in_a_short_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match=r"\.\.\.'.*write a share such as 0\.5 or 50%") as caught:
+        parse_budget(text, total_bytes=1000)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("reserve", [0, 1, 4096, 50_000])
+def test_the_smallest_budget_that_is_named_is_enough(reserve: int) -> None:
+    total = sum(layer.expert_bytes for layer in SPECS)
+    with pytest.raises(UsageError, match="the smallest possible is") as caught:
+        divide_budget(SPECS, 1, reserve_bytes=reserve)
+    size, share = re.findall(r"smallest possible is (\d+ bytes) \((0\.\d+) of all", str(caught.value))[0]
+    for text in (size, share):
+        numbers = divide_budget(SPECS, parse_budget(text, total_bytes=total), reserve_bytes=reserve)
+        assert min(numbers) >= 1
+    with pytest.raises(UsageError):
+        divide_budget(SPECS, parse_budget(size, total_bytes=total) - 1, reserve_bytes=reserve)
+
+
+def test_every_named_share_holds_its_bytes() -> None:
+    for total in (1000, 4096 * 7, 33_165_312):
+        for num_bytes in range(1, total + 1, max(1, total // 997)):
+            share = smallest_budget(num_bytes, total_bytes=total).split("(")[1].split()[0]
+            assert parse_budget(share, total_bytes=total) >= num_bytes
+    assert smallest_budget(1500, total_bytes=1000) == "1500 bytes (all experts have 1000)"
 
 
 @pytest.mark.parametrize(("share", "reserve"), list(product([0.4, 0.5, 0.75, 1.0], [0, 1])))

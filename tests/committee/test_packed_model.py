@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,21 @@ def test_a_failed_load_can_be_done_again(made_once: Path) -> None:
         packed.materialize_experts(model)
 
 
-def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+def _seal(content: dict[str, Any]) -> None:
+    """Give a description the checksum of what it says: CRC32 of its JSON without blanks, keys in order."""
+    said = {key: value for key, value in content.items() if key != "crc32"}
+    content["crc32"] = zlib.crc32(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _edit(change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> Callable[[Path], object]:
+    """Change what a description says; with its checksum, as somebody would who means it."""
+
     def damage(folder: Path) -> None:
         path = folder / "model.json"
         content = json.loads(path.read_text())
         change(content)
+        if seal:
+            _seal(content)
         path.write_text(json.dumps(content))
 
     return damage
@@ -171,10 +182,37 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not ours": (lambda folder: (folder / "model.json").write_text("[]"), "no 'format' of ours"),
     "from the future": (
-        _edit(lambda content: (content.update(format_version=2), content.pop("layers"))),
-        "has format version 2; this release reads up to 1: install a newer",
+        _edit(lambda content: (content.update(format_version=3), content.pop("layers"))),
+        "has format version 3; this release reads up to 2: install a newer",
     ),
     "odd version": (_edit(lambda content: content.update(format_version="1")), "format_version is '1'"),
+    "a version of True": (_edit(lambda content: content.update(format_version=True)), "is True; it must be"),
+    "a negative version": (_edit(lambda content: content.update(format_version=-3)), "is -3; it must be"),
+    "a model from the future": (
+        _edit(lambda content: content["info"].update(format_version=2)),
+        "has format version 2; this release reads up to 1: install a newer",
+    ),
+    "a changed digit": (
+        _edit(lambda content: content["info"].update(long_side=95), seal=False),
+        "it was changed since it was written: its CRC32 differs",
+    ),
+    "no checksum": (_edit(lambda content: content.pop("crc32"), seal=False), "no 'crc32'"),
+    "nothing but brackets": (
+        lambda folder: (folder / "model.json").write_text("[" * 200_000),
+        "nested deeper than",
+    ),
+    "no class names": (
+        _edit(lambda content: content["info"].update(class_names=[])),
+        "class_names is empty",
+    ),
+    "a class name more": (
+        _edit(lambda content: content["info"]["class_names"].append("bus")),
+        "num_classes=2 classes, and class_names has 3",
+    ),
+    "a huge norm": (
+        _edit(lambda content: content["layers"][0]["norms"].__setitem__(0, 10**400)),
+        "too large",
+    ),
     "no layers": (_edit(lambda content: content.pop("layers")), "no 'layers'"),
     "empty layers": (_edit(lambda content: content.update(layers=[])), "no MoE layers"),
     "a checksum less": (
@@ -221,6 +259,42 @@ def test_damage_is_refused_when_opening(folder: Path, damage: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         PackedModel.open(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pack_of_version_1_opens_without_a_checksum(folder: Path) -> None:
+    _edit(lambda content: (content.update(format_version=1), content.pop("crc32")), seal=False)(folder)
+    assert PackedModel.open(folder).info.class_names == CLASSES
+
+
+def test_the_layout_of_the_text_does_not_matter(folder: Path) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert PackedModel.open(folder).info.class_names == CLASSES
+
+
+def test_code_in_a_description_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "it ran"
+    evil = {"type": "subprocess.call", "args": ["touch", str(trace)]}
+    _edit(lambda content: content["info"]["model"].update(backbone=evil))(folder)
+    packed = PackedModel.open(folder)
+    with pytest.raises(
+        CheckpointError, match=r"model\.json is not opened.*model\.backbone\.type is 'subprocess"
+    ):
+        packed.build_detector_model()
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("device", ["banana", "meta"])
+def test_a_device_that_cannot_be(made_once: Path, device: str) -> None:
+    with pytest.raises(UsageError, match=device):
+        PackedModel.open(made_once / "packed").build_detector_model(device=device)
+
+
+def test_a_path_that_is_too_long_is_no_packed_model() -> None:
+    path = Path("x" * 300)
+    assert not is_packed(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        PackedModel.open(path)
 
 
 def test_a_file_is_no_packed_model(made_once: Path) -> None:

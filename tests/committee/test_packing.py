@@ -20,7 +20,14 @@ from pcmoe_det.committee.packed_model import PackedModel
 from pcmoe_det.committee.packing import pack, pack_random
 from pcmoe_det.errors import CheckpointError, ConfigError, OutputError, UsageError
 from pcmoe_det.models.weights_file import WeightsInfo, save_weights
-from tests.committee.packed_samples import LAYERS, record_positions, save_tiny, tiny_config, tiny_info
+from tests.committee.packed_samples import (
+    CLASSES,
+    LAYERS,
+    record_positions,
+    save_tiny,
+    tiny_config,
+    tiny_info,
+)
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_weights_in_several_files_with_a_config(tmp_path: Path, weights: Path) -
     save_file({name: tensors[name] for name in names[::2]}, str(parts[0]))
     save_file({name: tensors[name] for name in names[1::2]}, str(parts[1]))
     config = tmp_path / "config.py"
-    config.write_text(f"model = {tiny_config()!r}\nlong_side = 96\n")
+    config.write_text(f"model = {tiny_config()!r}\nclass_names = {CLASSES!r}\nlong_side = 96\n")
     joined = pack(config, parts, tmp_path / "joined", dtype=torch.float32)
     whole = pack(None, weights, tmp_path / "whole", dtype=torch.float32)
     assert joined.experts_path.read_bytes() == whole.experts_path.read_bytes()
@@ -168,11 +175,58 @@ class TestRefusals:
             pack(None, tmp_path / "packed", tmp_path / "again", dtype=torch.float32)
 
     def test_a_config_that_is_no_plain_data(self, tmp_path: Path) -> None:
-        info = WeightsInfo(model={**tiny_config(), "init_cfg": None})
+        info = WeightsInfo(model={**tiny_config(), "init_cfg": None}, class_names=CLASSES)
         info.model["backbone"]["window_size"] = np.int64(4)
         with pytest.raises(ConfigError, match="no plain data"):
             pack_random(info, tmp_path / "packed", dtype=torch.float32)
         assert not list(tmp_path.iterdir())
+
+    def test_a_number_in_the_config_that_is_not_finite(self, tmp_path: Path) -> None:
+        info = WeightsInfo(model={**tiny_config(), "init_cfg": None}, class_names=CLASSES)
+        info.model["test_cfg"]["rcnn"]["score_thr"] = float("nan")
+        with pytest.raises(ConfigError, match=r"no plain data .*; use finite numbers"):
+            pack_random(info, tmp_path / "packed", dtype=torch.float32)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_config_whose_pack_nothing_would_open(self, tmp_path: Path, weights: Path) -> None:
+        scoped = WeightsInfo(model={**tiny_config(), "type": "mmdet.MoEDetector"}, class_names=CLASSES)
+        fewer = WeightsInfo(model=tiny_config(), class_names=CLASSES[:1])
+        for info, reason in (
+            (scoped, r"model\.type is 'mmdet\.MoEDetector'.*by their plain names"),
+            (fewer, "num_classes=2 classes, and class_names has 1"),
+        ):
+            with pytest.raises(ConfigError, match=reason):
+                pack(info, weights, tmp_path / "packed", dtype=torch.float32)
+            with pytest.raises(ConfigError, match=reason):
+                pack_random(info, tmp_path / "packed", dtype=torch.float32)
+
+    @pytest.mark.parametrize("field", ["fc1_weight", "fc2_bias"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_an_expert_that_is_not_finite(
+        self, tmp_path: Path, weights: Path, field: str, value: float
+    ) -> None:
+        tensors = load_file(str(weights))
+        tensors[f"{LAYERS[1]}.experts.{field}"][2].flatten()[0] = value
+        save_weights(weights, tensors, tiny_info())
+        with pytest.raises(
+            CheckpointError, match=rf"expert 2 of layer {LAYERS[1]} .*{field} that are not finite"
+        ):
+            pack(None, weights, tmp_path / "packed", dtype=torch.float32)
+        assert [entry.name for entry in tmp_path.iterdir()] == [weights.name]
+
+    def test_a_value_too_large_for_the_pack(self, tmp_path: Path, weights: Path) -> None:
+        tensors = load_file(str(weights))
+        tensors[f"{LAYERS[0]}.experts.fc1_bias"][0, 0] = torch.finfo(torch.float32).max
+        save_weights(weights, tensors, tiny_info())
+        pack(None, weights, tmp_path / "float32", dtype=torch.float32)
+        with pytest.raises(CheckpointError, match=r"fc1_bias that are not finite .* too large for bfloat16"):
+            pack(None, weights, tmp_path / "bfloat16", dtype=torch.bfloat16)
+
+    @pytest.mark.parametrize("length", [300, 251], ids=["name", "name with .part"])
+    def test_a_name_that_is_too_long(self, tmp_path: Path, weights: Path, length: int) -> None:
+        with pytest.raises(OutputError, match=r"cannot write .*x: File name too long; name another folder"):
+            pack(None, weights, tmp_path / ("x" * length), dtype=torch.float32)
+        assert [entry.name for entry in tmp_path.iterdir()] == [weights.name]
 
     def test_outputs_in_the_way(self, tmp_path: Path, weights: Path) -> None:
         first = pack(None, weights, tmp_path / "packed", dtype=torch.float32)

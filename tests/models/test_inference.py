@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 
 from pcmoe_det.datasets.shift import ShiftDataset
 from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
+from pcmoe_det.models import inference
 from pcmoe_det.models.inference import (
     Detector,
     build_model,
@@ -193,10 +194,12 @@ def test_a_config_describes_a_training_checkpoint(tmp_path: Path) -> None:
     ("options", "error", "reason"),
     [
         (dict(model="/no/such/file.safetensors"), CheckpointError, "no weights at /no/such/file"),
+        (dict(model="x" * 300), CheckpointError, "no weights at x+; check the path"),
         (dict(device="gpu"), UsageError, "unknown device 'gpu'"),
         (dict(threads=0), UsageError, "--threads is 0"),
         (dict(score_threshold=1.5), UsageError, "the score threshold is 1.5"),
         (dict(config="/no/such/config.py"), ConfigError, "no config at"),
+        (dict(config="x" * 300 + ".py"), ConfigError, "no config at"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -225,20 +228,76 @@ def test_a_backbone_alone_finds_nothing(tmp_path: Path) -> None:
         load_detector(str(path))
 
 
+def described(path: Path, **changes: Any) -> str:
+    info = WeightsInfo(model={**cascade_rcnn(), **changes}, class_names=SHIFT_CLASSES)
+    save_weights(path, {"x": torch.zeros(1)}, info)
+    return str(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        dict(type="Nothing"),
-        dict(detector="Nothing"),
         dict(nonsense=1),
         dict(backbone=dict(type="SwinMoE", x=1)),
     ],
 )
 def test_a_description_that_does_not_build(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = tmp_path / "w.safetensors"
-    save_weights(path, {"x": torch.zeros(1)}, WeightsInfo(model={**cascade_rcnn(), **change}))
     with pytest.raises(ConfigError, match="does not build"):
-        load_detector(str(path))
+        load_detector(described(tmp_path / "w.safetensors", **change))
+
+
+@pytest.mark.parametrize("change", [dict(type="Nothing"), dict(detector="Nothing")])
+def test_a_description_of_unknown_parts(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.\w+ is 'Nothing', which is no part"):
+        load_detector(described(tmp_path / "w.safetensors", **change))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        (dict(embed_dims=-48), ""),
+        (dict(embed_dims=10**9), ""),
+        (dict(num_heads=(0, 2, 4, 8)), "ZeroDivisionError"),
+        (dict(window_size=-1), ""),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_model_has(tmp_path: Path, sizes: dict[str, Any], reason: str) -> None:
+    path = described(tmp_path / "w.safetensors", backbone={**cascade_rcnn()["backbone"], **sizes})
+    with pytest.raises(ConfigError, match=rf"w\.safetensors: .* does not build: .*{reason}") as caught:
+        load_detector(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("a\nb"), AssertionError(), IndexError("x"), RecursionError("y")]
+)
+def test_whatever_a_constructor_raises_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(inference.MODELS, "build", fail)
+    with pytest.raises(ConfigError, match=f"does not build: {type(error).__name__}.*; correct it") as caught:
+        build_model(cascade_rcnn())
+    assert "\n" not in str(caught.value)
+
+
+def test_no_stages_of_heads(tmp_path: Path) -> None:
+    heads = {**cascade_rcnn()["roi_head"], "num_stages": 0}
+    with pytest.raises(ConfigError, match="does not build"):
+        load_detector(described(tmp_path / "w.safetensors", roi_head=heads))
+
+
+def test_a_config_names_its_classes(tmp_path: Path) -> None:
+    config = tmp_path / "config.py"
+    model = cascade_rcnn()
+    config.write_text(f"model = {model!r}\nclass_names = tuple('abcdef')\n")
+    assert info_from_config(config).class_names == tuple("abcdef")
+    config.write_text(f"model = {model!r}\nclass_names = ('a', 'b')\n")
+    with pytest.raises(ConfigError, match=r"config\.py: .*num_classes=6 .* has 2; write class_names"):
+        info_from_config(config)
 
 
 def test_nothing_is_downloaded() -> None:

@@ -108,6 +108,10 @@ _WHOLE: dict[str, Any] = dict(model={"type": "X"}, class_names=[], long_side=0, 
         (described_as(json.dumps({**_WHOLE, "model": 3})), "its description is damaged"),
         (described_as(json.dumps({**_WHOLE, "long_side": "wide"})), "its description is damaged"),
         (described_as(json.dumps({"format_version": 1})), "its description is damaged"),
+        (described_as(json.dumps(_WHOLE)), "class_names is empty"),
+        (described_as(json.dumps({**_WHOLE, "format_version": True})), "format_version is True"),
+        (described_as(json.dumps({**_WHOLE, "format_version": -3})), "format_version is -3"),
+        (described_as("[" * 200_000), "nested deeper than"),
         (
             described_as(json.dumps({"format_version": FORMAT_VERSION + 1})),
             f"has format version {FORMAT_VERSION + 1}; this release reads up to {FORMAT_VERSION}",
@@ -140,6 +144,14 @@ def test_training_checkpoints(tmp_path: Path) -> None:
     for content in ({"model": state}, state):
         torch.save(content, path)
         assert torch.equal(read_weights(path, described=False)[0]["a"], state["a"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"some text", b"{}"])
+def test_other_files_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "street.png"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"street\.png is no weights file; name a \.safetensors file"):
+        read_weights(path)
 
 
 class Payload:
