@@ -56,6 +56,10 @@ model = dict(
         num_heads=(3, 6, 12, 24),
         window_size=8,
         num_experts=0,
+        # Of training with experts: an image is to find what it needs in half of them, all are to be used.
+        balance_weight=0.15,
+        locality_weight=0.1,
+        committee_probability=0.2,
         stem="conv",
         drop_path_rate=0.05,
         out_indices=(1, 2, 3),

@@ -1,5 +1,10 @@
 custom_imports = dict(
-    imports=["pcmoe_det.models.registry", "pcmoe_det.datasets.shift", "pcmoe_det.evaluation.metric"],
+    imports=[
+        "pcmoe_det.models.registry",
+        "pcmoe_det.datasets.shift",
+        "pcmoe_det.evaluation.metric",
+        "pcmoe_det.committee.hook",
+    ],
     allow_failed_imports=False,
 )
 default_scope = "mmdet"

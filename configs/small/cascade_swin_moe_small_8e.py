@@ -2,6 +2,4 @@
 
 _base_ = ["./cascade_swin_moe_small_static.py"]
 
-model = dict(
-    backbone=dict(num_experts=8, committee_probability=0.2, locality_weight=0.1, balance_weight=0.05)
-)
+model = dict(backbone=dict(num_experts=8))

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
-from pcmoe_det.cli.outputs import check_output_file, write_json
+from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
+from pcmoe_det.cli.outputs import check_no_input, check_output_file, check_outputs_apart, write_json
 from pcmoe_det.errors import UsageError
 
 __all__ = ["entry", "main"]
@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     locality.add_argument("--output", type=Path, help="the picture; default: the trace's name with .png")
     locality.add_argument("--json", type=Path, metavar="FILE", help="write the statistics here")
-    locality.add_argument("--top", type=int, help="experts compared; default: half of a layer's")
+    locality.add_argument(
+        "--top", type=whole_number(1), metavar="N", help="experts compared; default: half of a layer's"
+    )
     locality.add_argument("--lags", default="1,5,25,100", help="frames between t and t+n")
     locality.add_argument("--measure", choices=("tokens", "importance"), default="tokens")
     locality.set_defaults(work=_locality)
@@ -77,6 +79,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=True)
+        check_no_input(arguments.json, [*arguments.runs, arguments.baseline])
     if arguments.resamples < 1:
         raise UsageError(f"--resamples is {arguments.resamples}; it must be 1 or more")
 
@@ -99,8 +102,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _locality(arguments: argparse.Namespace) -> int:
     picture = arguments.output or arguments.trace.with_suffix(".png")
     check_output_file(picture, overwrite=True, suffix=".png")
+    check_no_input(picture, [arguments.trace])
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=True)
+        check_no_input(arguments.json, [arguments.trace])
+    check_outputs_apart({"--output": picture, "--json": arguments.json})
     lags = _lags(arguments.lags)
 
     from pcmoe_det.committee.locality import draw_heat_map, locality_statistics
@@ -125,10 +131,11 @@ def _locality_text(statistics: dict[str, Any], lags: list[int]) -> str:
         [*(layer["overlap"][str(lag)] for lag in lags), layer["shuffled_overlap"], layer["chance_overlap"]]
         for layer in layers
     ]
+    of_streams = f" of {statistics['streams']} streams" if statistics["streams"] > 1 else ""
     coverages = [list(layer["coverage"].values()) for layer in layers]
     return "\n".join(
         [
-            f"{statistics['frames']} frames; overlap of the top experts (1 is the same set)",
+            f"{statistics['frames']} frames{of_streams}; overlap of the top experts (1 is the same set)",
             *_rows(layers, [*(f"t+{lag}" for lag in lags), "shuffled", "chance"], overlaps),
             f"share of a frame's {statistics['measure']} that as many experts get, by how they are chosen",
             *_rows(layers, ["same frame", "frame before", "best fixed", "any"], coverages),

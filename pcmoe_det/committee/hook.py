@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, get_args
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from pcmoe_det.committee.committee import Committee
+from pcmoe_det.committee.importance import ImportanceKind
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.policies import create_policy
 from pcmoe_det.committee.settings import CommitteeSettings
 from pcmoe_det.committee.store_memory import MemoryExpertStore
+from pcmoe_det.errors import ConfigError
 
 __all__ = ["CommitteeHook"]
+
+_LARGEST_SEED = 2**32 - 1
 
 
 @HOOKS.register_module()
@@ -35,7 +40,10 @@ class CommitteeHook(Hook):
         policy_options: Of the policy's constructor.
         on_miss: See ``CommitteeOptions``.
         options: Other fields of ``CommitteeOptions``; loading is synchronous unless they say otherwise.
-        reset_each_video: Start anew at each video.
+        reset_each_video: Start anew at each video; False keeps the experts in memory.
+
+    Raises:
+        UsageError: Settings that cannot be.
     """
 
     priority = "LOW"  # after EMAHook, which puts averaged weights in before validation
@@ -50,6 +58,7 @@ class CommitteeHook(Hook):
         options: Mapping[str, Any] | None = None,
         reset_each_video: bool = True,
     ) -> None:
+        _check_policy_options(policy_options)
         self.settings = CommitteeSettings(
             create_policy(policy, policy_options),
             str(expert_budget),
@@ -75,8 +84,13 @@ class CommitteeHook(Hook):
     def _notice_video(self, data_batch: Any) -> None:
         samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
         video = samples[0].metainfo.get("video_name") if samples else None
-        if self.reset_each_video and video != self._video and self.committee is not None:
+        if video == self._video or self.committee is None:
+            return
+        if self.reset_each_video:
             self.committee.reset()
+        elif self._video is not None:
+            self.committee.forget_stream(self._video)
+        self.committee.select_stream(video or "")
         self._video = video
 
     def before_val_epoch(self, runner: Any) -> None:
@@ -110,6 +124,28 @@ class CommitteeHook(Hook):
     def after_run(self, runner: Any) -> None:  # noqa: ARG002
         """Restore."""
         self._leave()
+
+
+def _check_policy_options(options: Mapping[str, object] | None) -> None:
+    """Values of the wrong kind, which a config can hold and a command line cannot.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"policy_options is {options!r}; it must be a dict")
+    seed, margin = options.get("seed", 0), options.get("margin", 0.0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
+        raise ConfigError(
+            f"policy_options: seed is {seed!r}; it must be a whole number, 0 to {_LARGEST_SEED}"
+        )
+    if not isinstance(margin, (int, float)) or not 0 <= margin < math.inf:
+        raise ConfigError(f"policy_options: margin is {margin!r}; it must be a number from 0")
+    if options.get("importance", "eq1") not in get_args(ImportanceKind):
+        allowed = ", ".join(get_args(ImportanceKind))
+        raise ConfigError(f"policy_options: importance is {options['importance']!r}; choose {allowed}")
 
 
 def _as_given(on_miss: MissHandling | Sequence[MissHandling] | None) -> Any:

@@ -32,25 +32,41 @@ def _top_sets(shares: NDArray[np.float64], top: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def _overlap(chosen: NDArray[np.bool_], lag: int, streams: Sequence[str], top: int) -> float | None:
+def _by_stream(frames: Sequence[FrameTrace]) -> list[NDArray[np.intp]]:
+    """Positions of each stream's frames, in order: several sources take turns in one trace."""
+    positions: dict[str, list[int]] = {}
+    for position, frame in enumerate(frames):
+        positions.setdefault(frame.stream, []).append(position)
+    return [np.array(of_stream, dtype=np.intp) for of_stream in positions.values()]
+
+
+def _pairs(streams: Sequence[NDArray[np.intp]], lag: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Positions of frames t and of frames t + lag, of the same stream each."""
+    return (
+        np.concatenate([positions[:-lag] for positions in streams]),
+        np.concatenate([positions[lag:] for positions in streams]),
+    )
+
+
+def _overlap(
+    chosen: NDArray[np.bool_], lag: int, streams: Sequence[NDArray[np.intp]], top: int
+) -> float | None:
     """Mean share of common experts between frames t and t + lag of the same stream."""
-    if len(chosen) <= lag:
+    before, after = _pairs(streams, lag)
+    if not len(before):
         return None
-    names = np.array(streams)
-    same = names[lag:] == names[:-lag]
-    if not same.any():
-        return None
-    common = (chosen[lag:] & chosen[:-lag]).sum(axis=1)[same]
-    return float(common.mean() / top)
+    return float((chosen[after] & chosen[before]).sum(axis=1).mean() / top)
 
 
 def _coverage(
-    shares: NDArray[np.float64], chosen: NDArray[np.bool_], streams: Sequence[str], top: int
+    shares: NDArray[np.float64],
+    chosen: NDArray[np.bool_],
+    streams: Sequence[NDArray[np.intp]],
+    top: int,
 ) -> dict[str, float | None]:
     """Mean share of a frame that ``top`` experts cover, by how they are chosen."""
-    names = np.array(streams)
-    followed = names[1:] == names[:-1]
-    previous = (shares[1:] * chosen[:-1]).sum(axis=1)[followed]
+    before, after = _pairs(streams, 1)
+    previous = (shares[after] * chosen[before]).sum(axis=1)
     fixed = np.sort(shares.mean(axis=0))[::-1][:top]
     return {
         "same_frame": float((shares * chosen).sum(axis=1).mean()),
@@ -74,12 +90,13 @@ def locality_statistics(
     ``coverage`` is the share of a frame's tokens (or importance) that ``top`` experts get: the best ones of
     that frame, of the frame before (what a committee can know), of the whole trace (the best that can stay
     fixed), and any. A committee can win over a fixed choice what lies between the second and the third.
+    Frames are followed within their stream, also where several take turns.
 
     Args:
         header: Of the trace.
         frames: In order.
         lags: Every n.
-        top: Experts compared; None is half of each layer's.
+        top: Experts compared, from 1; None is half of each layer's.
         measure: What makes an expert a top one.
         seed: Of the shuffled control.
 
@@ -89,7 +106,7 @@ def locality_statistics(
     if len(frames) < 2:
         raise DataError(f"a trace of {len(frames)} frame(s) says nothing about locality; record more")
     order = np.random.default_rng(seed).permutation(len(frames))
-    streams = [frame.stream for frame in frames]
+    streams = _by_stream(frames)
     layers = []
     for index, layer in enumerate(header["layers"]):
         count = min(top or max(1, layer["num_experts"] // 2), layer["num_experts"])
@@ -107,13 +124,15 @@ def locality_statistics(
                 "mean_share": shares.mean(axis=0).round(4).tolist(),
             }
         )
-    return {"frames": len(frames), "measure": measure, "layers": layers}
+    return {"frames": len(frames), "streams": len(streams), "measure": measure, "layers": layers}
 
 
 def draw_heat_map(
     path: Path, header: Mapping[str, Any], frames: Sequence[FrameTrace], *, measure: Measure = "tokens"
 ) -> None:
     """Frames from left to right, experts from top to bottom, one panel a layer.
+
+    The frames of one stream stand together, with a line before the next stream's.
 
     Raises:
         OutputError: The picture cannot be written.
@@ -123,6 +142,9 @@ def draw_heat_map(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    streams = _by_stream(frames)
+    order = np.concatenate(streams)
+    borders = np.cumsum([len(positions) for positions in streams])[:-1]
     names = [layer["name"] for layer in header["layers"]]
     figure, panels = plt.subplots(
         len(names),
@@ -133,7 +155,7 @@ def draw_heat_map(
         constrained_layout=True,
     )
     for index, (name, panel) in enumerate(zip(names, panels[:, 0], strict=True)):
-        shares = _shares(frames, index, measure)
+        shares = _shares(frames, index, measure)[order]
         picture = panel.imshow(
             shares.T,
             aspect="auto",
@@ -143,8 +165,10 @@ def draw_heat_map(
             vmax=max(shares.max(), 1e-9),
         )
         panel.set(ylabel="expert", title=name)
+        for border in borders:
+            panel.axvline(border - 0.5, color="white", linewidth=1)
         figure.colorbar(picture, ax=panel, label=f"share of {measure}", fraction=0.02, pad=0.01)
-    panels[-1, 0].set_xlabel("frame")
+    panels[-1, 0].set_xlabel("frame" if len(streams) == 1 else "frame, one stream after the other")
     try:
         figure.savefig(path, dpi=100)
     except OSError as error:

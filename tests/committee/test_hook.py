@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pcmoe_det.committee.hook import CommitteeHook
 from pcmoe_det.committee.modules import MaskedGate
+from pcmoe_det.errors import UsageError
 from tests.committee.small_model import SmallDetector, video
 
 
@@ -134,3 +139,48 @@ def test_validation_with_averaged_weights(tmp_path: Path) -> None:
     averaged.load_state_dict(ema.ema_model.module.state_dict())
     expected = runner(tmp_path, averaged, hooks=[]).test()
     assert run.message_hub.get_scalar("val/mean").current() == pytest.approx(expected["mean"], abs=1e-12)
+
+
+def test_the_shipped_configs_know_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a process that has imported nothing of it yet.
+    monkeypatch.delitem(HOOKS.module_dict, "CommitteeHook")
+    monkeypatch.delitem(sys.modules, "pcmoe_det.committee.hook")
+    root = Path(__file__).resolve().parents[2]
+    Config.fromfile(str(root / "configs" / "small" / "cascade_swin_moe_small_8e.py"))
+    hook = HOOKS.build(dict(type="CommitteeHook", policy="random_keep", expert_budget=0.4))
+    assert hook.settings.policy.name == "random_keep"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(policy_options=dict(seed="x")), "seed is 'x'"),
+        (dict(policy_options=dict(seed=-1)), "seed is -1"),
+        (dict(policy_options=dict(seed=2**80)), "seed is 1208925819614629174706176"),
+        (dict(policy_options=dict(margin=float("nan"))), "margin is nan"),
+        (dict(policy_options=dict(margin="big")), "margin is 'big'"),
+        (dict(policy_options=dict(importance="luck")), "importance is 'luck'"),
+        (dict(policy_options=[1]), "it must be a dict"),
+        (dict(policy="best"), "unknown policy"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CommitteeHook(**options)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_each_video_is_a_stream_of_its_own(reset: bool) -> None:
+    calls: list[tuple[str, ...]] = []
+    hook = CommitteeHook(reset_each_video=reset)
+    hook.committee = SimpleNamespace(  # type: ignore[assignment]
+        reset=lambda: calls.append(("reset",)),
+        select_stream=lambda name: calls.append(("select", name)),
+        forget_stream=lambda name: calls.append(("forget", name)),
+    )
+    for name in ("a", "a", "b"):
+        sample = SimpleNamespace(metainfo={"video_name": name})
+        hook.before_test_iter(None, 0, {"data_samples": [sample]})
+    anew, kept = ("reset",), ("forget", "a")
+    expected = [anew, ("select", "a"), anew, ("select", "b")]
+    assert calls == (expected if reset else [("select", "a"), kept, ("select", "b")])
