@@ -201,6 +201,10 @@ class _Plan:
     queue: BoundedQueue[StreamResult] | None = None
 
 
+_MODELS_LEFT_OPEN: list[ExitStack] = []
+"""Of streams that were left while their detector hung in a frame; held until the process ends."""
+
+
 class _HandOver:
     """A sink whose results another thread takes, one at a time.
 
@@ -264,7 +268,7 @@ def _results(plan: _Plan) -> Generator[StreamResult, None, None]:
             finally:
                 if "pcmoe-detector" in pipeline.threads_left:
                     _log.warning("the detector is still busy with a frame; the model stays open")
-                    stack.pop_all()
+                    _MODELS_LEFT_OPEN.append(stack.pop_all())  # dropped, it would close the model
 
 
 def _check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
-from pcmoe_det.cli.outputs import check_output_file, write_json
+from pcmoe_det.cli.outputs import check_no_input, check_output_file, write_json
 from pcmoe_det.errors import UsageError
 
 __all__ = ["entry", "main"]
@@ -26,14 +26,14 @@ def _parser() -> argparse.ArgumentParser:
 
     backbone = commands.add_parser("backbone", help="our dense backbone against mmdet's SwinTransformer")
     backbone.add_argument("--size", default="256x416", metavar="HxW")
-    backbone.add_argument("--embed-dims", type=int, default=48)
-    backbone.add_argument("--window", type=int, default=7)
-    backbone.add_argument("--rounds", type=int, default=20)
+    backbone.add_argument("--embed-dims", type=whole_number(1), default=48)
+    backbone.add_argument("--window", type=whole_number(1), default=7)
+    backbone.add_argument("--rounds", type=whole_number(1), default=20)
 
     committee = commands.add_parser("committee", help="frame times of policies on one packed model")
     committee.add_argument("model", type=Path, help="packed model (tools/pack.py)")
     committee.add_argument("--expert-budget", default="0.5", metavar="SHARE|SIZE")
-    committee.add_argument("--frames", type=int, default=100)
+    committee.add_argument("--frames", type=whole_number(1), default=100)
     committee.add_argument("--size", default="360x640", metavar="HxW", help="of the generated frames")
     committee.add_argument("--cold-reads", action="store_true")
     committee.add_argument("--store-bandwidth", metavar="SIZE")
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     soak = commands.add_parser("soak", help="many frames with forced swaps: memory and counters")
     soak.add_argument("model", type=Path, help="packed model")
     soak.add_argument("--expert-budget", default="0.5", metavar="SHARE|SIZE")
-    soak.add_argument("--frames", type=int, default=20000)
+    soak.add_argument("--frames", type=whole_number(1), default=20000)
     soak.add_argument("--size", default="64x96", metavar="HxW")
 
     pipeline = commands.add_parser(
@@ -73,6 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Do the work of the command; returns the exit code."""
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=True)
+        check_no_input(arguments.json, [getattr(arguments, "model", None), getattr(arguments, "clip", None)])
     result = _pipeline(arguments) if arguments.command == "pipeline" else _models(arguments)
     print(json.dumps(result, indent=2))
     if arguments.json is not None:

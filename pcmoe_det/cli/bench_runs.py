@@ -15,8 +15,8 @@ import torch
 from mmdet.models.backbones.swin import SwinTransformer
 from numpy.typing import NDArray
 
+from pcmoe_det.cli.committee_choice import parse_bandwidth
 from pcmoe_det.committee.accounting import anonymous_memory_bytes
-from pcmoe_det.committee.budget import parse_budget
 from pcmoe_det.committee.committee import Committee
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.packed_model import PackedModel
@@ -131,8 +131,8 @@ def compare_policies(
     path: Path, size: tuple[int, int], *, budget: str, frames: int, cold: bool, bandwidth: str | None
 ) -> dict[str, Any]:
     """Frame times under ``all``, ``pcmoe``, forced swaps, a still committee and ``on_demand``, in turn."""
+    limit = None if bandwidth is None else parse_bandwidth(bandwidth)
     packed = PackedModel.open(path)
-    limit = None if bandwidth is None else float(parse_budget(bandwidth, total_bytes=0))
     pictures = _pictures(size, frames)
     with ExitStack() as stack:
         made = {

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pcmoe_det.cli.outputs import check_output_file
-from pcmoe_det.errors import CheckpointError, UsageError
+from pcmoe_det.cli.committee_choice import (
+    DEFAULT_STAND_IN_WEIGHT,
+    MISS_HANDLINGS,
+    POLICY_NAMES,
+    STAND_IN_WEIGHTS,
+    check_committee_options,
+    committee_settings,
+    parse_bandwidth,
+)
+from pcmoe_det.cli.entry import whole_number
+from pcmoe_det.cli.temporary_pack import TemporaryPack
+from pcmoe_det.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from pcmoe_det.committee.committee import Committee
     from pcmoe_det.committee.packed_model import PackedModel
     from pcmoe_det.committee.settings import CommitteeSettings
+    from pcmoe_det.committee.store import ExpertStore
     from pcmoe_det.models.inference import Detector
 
-__all__ = ["OpenedDetector", "add_committee_options", "committee_settings", "open_detector"]
+__all__ = [
+    "DEFAULT_STAND_IN_WEIGHT",
+    "MISS_HANDLINGS",
+    "POLICY_NAMES",
+    "STAND_IN_WEIGHTS",
+    "OpenedDetector",
+    "add_committee_options",
+    "open_detector",
+]
 
-# Named here too, so that --help needs neither torch nor the policies; a test compares the two.
-POLICY_NAMES = ("all", "magnitude_keep", "on_demand", "pcmoe", "random_keep")
-MISS_HANDLINGS = ("exchange", "skip", "rerank", "load")
-STAND_IN_WEIGHTS = ("own", "wanted", "renormalized")
-DEFAULT_STAND_IN_WEIGHT = "own"
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,21 @@ class OpenedDetector:
 
     detector: Detector
     committee: Committee | None
+
+
+class _Given(argparse.Action):
+    """Stores the value, and that it was given: a default has an effect or none, a wish must have one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        names = getattr(namespace, "committee_options_given", ())
+        namespace.committee_options_given = (*names, self.dest)
 
 
 def add_committee_options(
@@ -61,6 +91,7 @@ def add_committee_options(
     )
     group.add_argument(
         "--stand-in-weight",
+        action=_Given,
         choices=STAND_IN_WEIGHTS,
         default=DEFAULT_STAND_IN_WEIGHT,
         help="gate weight of an expert that stands in for an absent one: its own score, the absent one's, or "
@@ -69,10 +100,24 @@ def add_committee_options(
     group.add_argument(
         "--importance", choices=("eq1", "counts", "magnitude", "random"), help="of --policy pcmoe"
     )
-    group.add_argument("--margin", type=float, help="how much better a challenger must be (--policy pcmoe)")
-    group.add_argument("--update-period", type=int, default=1, help="frames between updates")
-    group.add_argument("--max-swaps-per-frame", type=int, default=2, help="most loads started after a frame")
-    group.add_argument("--policy-seed", type=int, default=0, help="of --policy random_keep")
+    group.add_argument("--margin", type=_margin, help="how much better a challenger must be (--policy pcmoe)")
+    group.add_argument(
+        "--update-period", action=_Given, type=whole_number(1), default=1, help="frames between updates"
+    )
+    group.add_argument(
+        "--max-swaps-per-frame",
+        action=_Given,
+        type=whole_number(1),
+        default=2,
+        help="most loads started after a frame",
+    )
+    group.add_argument(
+        "--policy-seed",
+        action=_Given,
+        type=whole_number(0, _LARGEST_SEED),
+        default=0,
+        help="of --policy random_keep",
+    )
     group.add_argument(
         "--store-bandwidth", metavar="SIZE", help="read experts at most this fast a second, such as 300MiB"
     )
@@ -83,6 +128,7 @@ def add_committee_options(
     )
     group.add_argument(
         "--loading",
+        action=_Given,
         choices=("background", "synchronous"),
         default=loading,
         help="load experts while frames compute, or between them (deterministic)",
@@ -98,14 +144,14 @@ def _miss_handlings(text: str) -> str | tuple[str, ...]:
     return names[0] if len(names) == 1 else names
 
 
-def _check(arguments: argparse.Namespace, settings: CommitteeSettings | None) -> None:
-    if arguments.policy is None and settings is None:
-        for name in ("expert_budget", "on_miss", "importance", "margin", "trace", "store_bandwidth"):
-            if getattr(arguments, name) is not None:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} needs --policy; choose one of {', '.join(POLICY_NAMES)}")
-    if arguments.trace is not None:
-        check_output_file(arguments.trace, overwrite=True)
+def _margin(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return value
 
 
 @contextmanager
@@ -115,6 +161,7 @@ def open_detector(
     *,
     score_threshold: float,
     settings: CommitteeSettings | None = None,
+    config_is_of_data: bool = False,
 ) -> Iterator[OpenedDetector]:
     """Open weights or a packed folder, with the committee that the options ask for.
 
@@ -123,11 +170,13 @@ def open_detector(
         arguments: Those of ``add_committee_options``, and ``config``, ``device``, ``threads``, ``dtype``.
         score_threshold: Detections below it are dropped.
         settings: Of the committee; None takes those of the options.
+        config_is_of_data: ``config`` also says what to evaluate on, so it is welcome beside a packed model,
+            which has its own of the model.
 
     Raises:
         PcmoeError: The model, the options or the budget cannot be used.
     """
-    _check(arguments, settings)
+    check_committee_options(arguments, has_settings=settings is not None)
     from pcmoe_det.committee.packed_model import is_packed
     from pcmoe_det.models.inference import load_detector, shipped_weights
 
@@ -145,28 +194,54 @@ def open_detector(
             )
             yield OpenedDetector(detector, None)
             return
-        packed = _packed(path, arguments, stack)
-        yield _open_packed(packed, settings, arguments, stack, threshold=score_threshold)
+        if is_packed(path):
+            packed = _packed(path, arguments, config_is_of_data=config_is_of_data)
+            yield _open_packed(packed, settings, arguments, stack, threshold=score_threshold)
+            return
+        temporary = stack.enter_context(_temporary_pack())
+        packed = _pack(path, arguments, temporary.path / "packed")
+        opened = _open_packed(packed, settings, arguments, stack, threshold=score_threshold)
+        temporary.remove()  # dense weights are in the model, and the stores have the experts' file open
+        yield opened
 
 
-def _packed(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> PackedModel:
-    """The packed model itself, or plain weights packed into a temporary folder."""
-    from pcmoe_det.committee.packed_model import PackedModel, is_packed
+def _packed(path: Path, arguments: argparse.Namespace, *, config_is_of_data: bool) -> PackedModel:
+    """The packed model itself, if the options agree with what it was packed as."""
+    from pcmoe_det.committee.packed_model import PackedModel
+
+    packed = PackedModel.open(path)
+    own = str(packed.dtype).removeprefix("torch.")
+    if arguments.dtype not in ("auto", own):
+        raise UsageError(
+            f"--dtype {arguments.dtype}: {path} was packed in {own}; leave the option out, or pack the "
+            "weights again with it"
+        )
+    if arguments.config is not None and not config_is_of_data:
+        raise UsageError(f"--config: the packed model {path} has its own configuration; leave the option out")
+    return packed
+
+
+def _temporary_pack() -> TemporaryPack:
+    try:
+        return TemporaryPack()
+    except OSError as error:
+        raise OutputError(
+            f"no temporary folder to pack the weights into ({error.strerror or error}); set TMPDIR to one, "
+            "or pack them once with tools/pack.py"
+        ) from error
+
+
+def _pack(path: Path, arguments: argparse.Namespace, folder: Path) -> PackedModel:
+    """Plain weights, packed into ``folder``."""
     from pcmoe_det.committee.packing import pack
+    from pcmoe_det.models.devices import checked_device
     from pcmoe_det.models.inference import inference_dtype, info_from_config
 
-    if is_packed(path):
-        return PackedModel.open(path)
-    if not path.exists():
-        raise CheckpointError(f"no weights at {path}; check the path")
-    import torch
-
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pcmoe-pack-")))
     return pack(
         None if arguments.config is None else info_from_config(Path(arguments.config)),
         path,
-        folder / "packed",
-        dtype=inference_dtype(arguments.dtype, torch.device(arguments.device)),
+        folder,
+        dtype=inference_dtype(arguments.dtype, checked_device(arguments.device)),
     )
 
 
@@ -180,9 +255,9 @@ def _open_packed(
 ) -> OpenedDetector:
     import torch
 
-    from pcmoe_det.committee.budget import parse_budget
-    from pcmoe_det.committee.store import DiskExpertStore
+    from pcmoe_det.committee.store import DiskExpertStore, PinnedHostStore
     from pcmoe_det.committee.trace import TraceWriter
+    from pcmoe_det.models.devices import checked_device
     from pcmoe_det.models.inference import Detector
 
     if arguments.threads is not None:
@@ -199,52 +274,19 @@ def _open_packed(
         return OpenedDetector(detector, None)
     bandwidth = None
     if arguments.store_bandwidth is not None:
-        bandwidth = float(parse_budget(arguments.store_bandwidth, total_bytes=0))
-        if bandwidth <= 0:
-            raise UsageError(f"--store-bandwidth {arguments.store_bandwidth}: write a size such as 300MiB")
-    store = DiskExpertStore(packed, cold=arguments.cold_reads, bandwidth_bytes_per_second=bandwidth)
+        bandwidth = parse_bandwidth(arguments.store_bandwidth)
+    device = checked_device(arguments.device)
+    store: ExpertStore = DiskExpertStore(
+        packed, cold=arguments.cold_reads, bandwidth_bytes_per_second=bandwidth
+    )
     stack.callback(store.close)
+    if device.type == "cuda":
+        store = PinnedHostStore(store)
+        stack.callback(store.close)
     trace = None
     if arguments.trace is not None:
         trace = stack.enter_context(TraceWriter(arguments.trace, packed.layers))
-    committee = settings.build(model, store, device=torch.device(arguments.device), trace=trace)
+    committee = settings.build(model, store, device=device, trace=trace)
     stack.callback(committee.close)
     stack.enter_context(committee.patched(model))
     return OpenedDetector(detector, committee)
-
-
-def committee_settings(arguments: argparse.Namespace) -> CommitteeSettings | None:
-    """What the options of ``add_committee_options`` ask for; None without a ``--policy``.
-
-    Raises:
-        UsageError: Options that do not go together, or a value out of range.
-    """
-    if arguments.policy is None:
-        return None
-
-    from pcmoe_det.committee.options import CommitteeOptions
-    from pcmoe_det.committee.policies import create_policy
-    from pcmoe_det.committee.settings import CommitteeSettings
-
-    return CommitteeSettings(
-        create_policy(arguments.policy, _policy_options(arguments)),
-        arguments.expert_budget or "0.5",
-        CommitteeOptions(
-            on_miss=arguments.on_miss,
-            stand_in_weight=arguments.stand_in_weight,
-            update_period=arguments.update_period,
-            max_swaps_per_frame=arguments.max_swaps_per_frame,
-            synchronous=arguments.loading == "synchronous",
-        ),
-    )
-
-
-def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {"seed": arguments.policy_seed}
-    for name in ("importance", "margin"):
-        value = getattr(arguments, name)
-        if value is not None:
-            if arguments.policy != "pcmoe":
-                raise UsageError(f"--{name} is an option of --policy pcmoe, not of {arguments.policy}")
-            options[name] = value
-    return options

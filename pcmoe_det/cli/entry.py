@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from pcmoe_det import __version__
 from pcmoe_det.errors import PcmoeError
@@ -37,16 +41,17 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def whole_number(smallest: int) -> Callable[[str], int]:
-    """For argparse: a whole number that is not below ``smallest``."""
+def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """For argparse: a whole number that is not below ``smallest`` nor above ``largest``."""
+    allowed = f"from {smallest}" if largest is None else f"from {smallest} to {largest}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
+        if value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {allowed}")
         return value
 
     return parse
@@ -58,6 +63,8 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], in
     Torch must not have been imported yet: OpenMP reads its settings when it is loaded. Spinning
     OpenMP workers starve the reader and the renderer on small machines (2-4 times slower blocks
     with one other busy process on two cores), so they are told to sleep.
+
+    SIGTERM ends ``work`` through its ``finally`` blocks, like Ctrl-C, unless that installs its own handler.
     """
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -68,7 +75,8 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], in
     if not arguments.verbose:
         warnings.simplefilter("ignore")  # of libraries, about their own future; nothing a user can act on
     try:
-        return work(arguments)
+        with _ended_by_sigterm():
+            return work(arguments)
     except PcmoeError as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("the command failed")
@@ -81,6 +89,33 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], in
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` at a SIGTERM, whose default leaves temporary files where they are.
+
+    A second one ends the process at once, and so does one that reaches a forked child, which has inherited
+    the handler and nothing to put in order.
+    """
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != owner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        raise KeyboardInterrupt
+
+    in_charge = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if not in_charge or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _sentence(error: PcmoeError) -> str:

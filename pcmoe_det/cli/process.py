@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcmoe_det import __version__
+from pcmoe_det.cli.committee_choice import check_committee_options
 from pcmoe_det.cli.committee_options import open_detector
 from pcmoe_det.cli.entry import EXIT_INTERRUPTED, EXIT_OK, run
 from pcmoe_det.cli.process_options import make_process_parser as _parser
@@ -116,6 +117,7 @@ def _job_options(arguments: argparse.Namespace) -> JobOptions:
 
     if arguments.trace is not None:
         raise UsageError("--trace records one stream; use it with tools/stream.py")
+    check_committee_options(arguments)
     on_cluster = arguments.ray is not None
     folder, output = (
         _absolute(path) if on_cluster else path for path in (arguments.folder, arguments.output)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pcmoe_det.cli.committee_choice import check_committee_options
 from pcmoe_det.cli.committee_options import open_detector
 from pcmoe_det.cli.entry import EXIT_INTERRUPTED, EXIT_OK, run
 from pcmoe_det.cli.stream_options import make_stream_parser as _parser
@@ -26,15 +27,28 @@ __all__ = ["StopSignals", "entry", "stream"]
 
 def entry() -> int:
     """The command ``pcmoe-stream``."""
-    with ExitStack() as opened:  # the store and the committee outlive the pipeline's threads
-        exit_code = run(_parser(), lambda arguments: stream(arguments, load=_loader(opened)))
-        if any(thread.name.startswith("pcmoe-") for thread in threading.enumerate()):
-            # A detector or a source that was left behind: Python does not wait for it, but native code
-            # still running can crash the interpreter's clean-up.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(exit_code)
+    left_open: list[ExitStack] = []
+    exit_code = run(_parser(), lambda arguments: _stream_and_close(arguments, left_open))
+    if left_open:
+        # Python does not wait for such a thread, but native code still running in it can crash the
+        # interpreter's clean-up.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
     return exit_code
+
+
+def _stream_and_close(arguments: argparse.Namespace, left_open: list[ExitStack]) -> int:
+    """Run the command; the store and the committee outlive the pipeline's threads.
+
+    A detector or a source that was left behind keeps what it works with: that goes to ``left_open``.
+    """
+    with ExitStack() as opened:
+        try:
+            return stream(arguments, load=_loader(opened))
+        finally:
+            if any(thread.name.startswith("pcmoe-") for thread in threading.enumerate()):
+                left_open.append(opened.pop_all())
 
 
 def stream(arguments: argparse.Namespace, *, load: Callable[[argparse.Namespace], FrameDetector]) -> int:
@@ -53,6 +67,7 @@ def stream(arguments: argparse.Namespace, *, load: Callable[[argparse.Namespace]
     with StopSignals() as signals, ExitStack() as stack:
         # OpenCV reports a missing camera in several lines on standard error; ours is one sentence.
         os.environ.setdefault("OPENCV_LOG_LEVEL", "INFO" if arguments.verbose else "SILENT")
+        check_committee_options(arguments)
         locations = locations_of(arguments)
         outputs, summary_target = check_outputs(arguments, locations)
         with ExitStack() as on_failure:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pcmoe_det.errors import OutputError, UsageError
+from pcmoe_det.cli.outputs import check_no_input, model_inputs
+from pcmoe_det.errors import OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from pcmoe_det.streaming import OutputFile
@@ -57,8 +58,11 @@ def check_outputs(
 ) -> tuple[list[StreamOutputs], OutputFile | None]:
     """The outputs of each source, and the file of the summary.
 
+    The trace is checked like the others; who writes it opens it.
+
     Raises:
-        PcmoeError: A name that several sources or outputs would share, or an output that cannot be written.
+        PcmoeError: A name that several sources or outputs would share, a source or a file of the model, or
+            an output that cannot be written.
     """
     from pcmoe_det.streaming import OutputFile
     from pcmoe_det.streaming.window_sink import check_display
@@ -74,20 +78,27 @@ def check_outputs(
             name = _file_name(
                 given, option, stem=stem, number=number, several=len(locations) > 1, ending=ending
             )
-            output.files[option] = _open_target(name, option, arguments.overwrite, location, locations, taken)
+            _check_inputs(name, arguments, locations)
+            target = _open_target(name, option, arguments.overwrite, location, taken)
+            _check_inputs(target.partial_path, arguments, locations)
+            output.files[option] = target
         for option in _FOLDERS:
             given = getattr(arguments, option)
             if given is not None:
                 folder = _folder_name(given, stem=stem, number=number, several=len(locations) > 1)
                 _check_folder(folder, option, arguments.overwrite, location, taken)
                 output.folders[option] = folder
-    summary = None
-    if arguments.summary is not None:
-        summary = OutputFile(arguments.summary, overwrite=arguments.overwrite)
-        _take(taken, summary, "summary")
+    of_all = {}
+    for option in ("summary", "trace"):
+        given = getattr(arguments, option)
+        if given is not None:
+            _check_inputs(Path(given), arguments, locations)
+            of_all[option] = OutputFile(given, overwrite=arguments.overwrite)
+            _check_inputs(of_all[option].partial_path, arguments, locations)
+            _take(taken, of_all[option], option)
     if arguments.show:
         check_display()
-    return outputs, summary
+    return outputs, of_all.get("summary")
 
 
 def make_folder(folder: Path) -> Path:
@@ -130,7 +141,6 @@ def _open_target(
     option: str,
     overwrite: bool,
     location: str | int,
-    locations: Sequence[str | int],
     taken: dict[Path, str],
 ) -> OutputFile:
     from pcmoe_det.streaming import OutputFile
@@ -139,14 +149,34 @@ def _open_target(
 
     if option == "output":
         check_video_suffix(name)
-    for other in locations:
-        if isinstance(other, str) and _is_same_file(name, other):
-            raise OutputError(f"the output {name} is the source itself; choose another name")
     target = OutputFile(name, overwrite=overwrite, source=location if isinstance(location, str) else None)
     _take(taken, target, option)
     if option == "coco":
         _take(taken, categories_target(target), option)
     return target
+
+
+def _check_inputs(name: Path, arguments: argparse.Namespace, locations: Sequence[str | int]) -> None:
+    """Refuse to write what this run reads."""
+    for location in locations:
+        if isinstance(location, str) and _is_read(name, location):
+            raise OutputError(f"the output {name} is the source itself; choose another name")
+    check_no_input(name, model_inputs(arguments.model, arguments.config))
+
+
+def _is_read(name: Path, location: str) -> bool:
+    """Whether ``name`` is the source, or one of its pictures."""
+    from pcmoe_det.streaming.image_source import find_pictures
+    from pcmoe_det.streaming.still_pictures import PICTURE_SUFFIXES
+
+    if _is_same_file(name, location):
+        return True
+    if name.suffix.lower() not in PICTURE_SUFFIXES or not os.path.exists(name):  # noqa: PTH110
+        return False
+    try:
+        return any(_is_same_file(name, picture) for picture in find_pictures(location))
+    except SourceError:  # no pictures there; what is wrong with it will be told when it is opened
+        return False
 
 
 def _is_same_file(one: str | Path, other: str | Path) -> bool:
@@ -158,7 +188,8 @@ def _is_same_file(one: str | Path, other: str | Path) -> bool:
 
 def _take(taken: dict[Path, str], target: OutputFile, option: str) -> None:
     """Refuse a name that another output of this run has."""
-    for name in (target.path.absolute(), target.partial_path.absolute()):
+    names = [_place(name) for name in (target.path, target.partial_path)]
+    for name in names:
         other = taken.get(name)
         if other == option:
             raise UsageError(
@@ -167,8 +198,13 @@ def _take(taken: dict[Path, str], target: OutputFile, option: str) -> None:
             )
         if other is not None:
             raise UsageError(f"--{other} and --{option} both write {name}; give them different names")
-    for name in (target.path.absolute(), target.partial_path.absolute()):
+    for name in names:
         taken[name] = option
+
+
+def _place(name: Path) -> Path:
+    """The folder entry that would be written, however it is spelled."""
+    return name.parent.resolve() / name.name
 
 
 def _check_folder(
@@ -176,7 +212,7 @@ def _check_folder(
 ) -> None:
     from pcmoe_det.streaming.image_sinks import check_image_folder
 
-    other = taken.get(folder.absolute())
+    other = taken.get(_place(folder))
     if other is not None:
         both = (
             f"two sources would both use {folder} with --{option}; put {{n}} into the name"
@@ -184,7 +220,7 @@ def _check_folder(
             else f"--{other} and --{option} both use {folder}; give them different names"
         )
         raise UsageError(both)
-    taken[folder.absolute()] = option
+    taken[_place(folder)] = option
     # The folder around those of several sources is made by ``make_folder``, when there is something to keep.
     to_check = folder if os.path.exists(folder.parent) else folder.parent  # noqa: PTH110
     check_image_folder(to_check, overwrite=overwrite, source=location if isinstance(location, str) else None)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pcmoe_det.cli.committee_options import add_committee_options, committee_settings, open_detector
+from pcmoe_det.cli.committee_choice import committee_settings
+from pcmoe_det.cli.committee_options import add_committee_options, open_detector
+from pcmoe_det.cli.config_hook import heeded_hook
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.launch import add_launcher_option, process_group
-from pcmoe_det.cli.outputs import check_output_file, write_json
-from pcmoe_det.errors import ConfigError
+from pcmoe_det.cli.outputs import check_no_input, check_output_file, check_outputs_apart, write_json
+from pcmoe_det.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
     from pcmoe_det.committee.committee import Committee
-    from pcmoe_det.committee.hook import CommitteeHook
     from pcmoe_det.committee.settings import CommitteeSettings
     from pcmoe_det.evaluation.metric import ShiftMetric
     from pcmoe_det.evaluation.report import EvaluationReport
@@ -62,21 +64,34 @@ def _parser() -> argparse.ArgumentParser:
     add_launcher_option(running)
     add_committee_options(parser, loading="synchronous")
     running.add_argument(
-        "--keep-committee", action="store_true", help="do not start the committee anew at each video"
+        "--keep-committee",
+        action="store_true",
+        help="keep the experts in memory at a new video, instead of starting the committee anew",
     )
     return parser
 
 
 class _VideoWatch:
-    """Starts the committee anew at each video."""
+    """Tells the committee of each new video, and starts it anew there unless it is to be kept.
+
+    Each video is a stream of its own: its importance starts at its first frame, and a kept committee follows
+    from the residents of the video before.
+    """
 
     def __init__(self, committee: Committee | None, *, keep: bool) -> None:
-        self._committee = None if keep else committee
+        self._committee = committee
+        self._keep = keep
         self._video: str | None = None
 
     def __call__(self, video: str) -> None:
-        if self._committee is not None and self._video not in (None, video):
-            self._committee.reset()
+        if self._committee is None or video == self._video:
+            return
+        if self._video is not None:
+            if self._keep:
+                self._committee.forget_stream(self._video)
+            else:
+                self._committee.reset()
+        self._committee.select_stream(video)
         self._video = video
 
 
@@ -119,8 +134,12 @@ def _data_loader(config: Config, arguments: argparse.Namespace) -> Any:
     )
 
 
-def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> EvaluationReport:
-    """Evaluate as the command line says."""
+def evaluate(arguments: argparse.Namespace, stack: ExitStack, *, main_process: bool) -> EvaluationReport:
+    """Evaluate as the command line says; ``stack`` closes the detector, and with it the trace.
+
+    Raises:
+        PcmoeError: The config, the data, the model or an output cannot be used.
+    """
     import torch
 
     import pcmoe_det.models.registry  # noqa: F401
@@ -129,43 +148,34 @@ def evaluate(arguments: argparse.Namespace, *, main_process: bool) -> Evaluation
     from pcmoe_det.models.config_files import read_config
 
     config = read_config(Path(arguments.config))
+    hook = heeded_hook(config, arguments)
     loader = _data_loader(config, arguments)
+    for path in _outputs(arguments).values():
+        if path is not None:
+            check_no_input(path, [getattr(loader.dataset, "folder", None)])
     torch.manual_seed(config.get("randomness", {}).get("seed", 0) or 0)
-    hook = _hook_of(config) if arguments.policy is None else None
     chosen = hook.settings if hook is not None else committee_settings(arguments)
-    with open_detector(arguments.checkpoint, arguments, score_threshold=0.0, settings=chosen) as opened:
-        model = opened.detector.model
-        metric = ShiftMetric(teacher_labels=arguments.teacher_labels, settings=_settings(arguments, model))
-        metric.dataset_meta = loader.dataset.metainfo
-        batches: Any = loader
-        if main_process and sys.stderr.isatty():
-            from tqdm import tqdm
+    opened = stack.enter_context(
+        open_detector(
+            arguments.checkpoint, arguments, score_threshold=0.0, settings=chosen, config_is_of_data=True
+        )
+    )
+    model = opened.detector.model
+    metric = ShiftMetric(teacher_labels=arguments.teacher_labels, settings=_settings(arguments, model))
+    metric.dataset_meta = loader.dataset.metainfo
+    batches: Any = loader
+    if main_process and sys.stderr.isatty():
+        from tqdm import tqdm
 
-            batches = tqdm(loader, unit="frame", desc="evaluate")
-        keep = arguments.keep_committee or (hook is not None and not hook.reset_each_video)
-        watch = _VideoWatch(opened.committee, keep=keep)
-        report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
-        if opened.committee is not None:
-            report = replace(report, accounting=_over_processes(opened.committee))
-        if main_process and arguments.detections is not None:
-            _write_detections(arguments.detections, metric, chosen)
-        return report
-
-
-def _hook_of(config: Config) -> CommitteeHook | None:
-    """The committee that the config asks for in its ``custom_hooks``, if it does."""
-    from mmengine.registry import HOOKS
-
-    from pcmoe_det.committee.hook import CommitteeHook
-
-    for settings in config.get("custom_hooks", ()):
-        if settings.get("type") in ("CommitteeHook", CommitteeHook):
-            try:
-                hook: CommitteeHook = HOOKS.build(settings)
-            except TypeError as error:
-                raise ConfigError(f"the config's CommitteeHook does not build: {error}") from error
-            return hook
-    return None
+        batches = tqdm(loader, unit="frame", desc="evaluate")
+    keep = arguments.keep_committee or (hook is not None and not hook.reset_each_video)
+    watch = _VideoWatch(opened.committee, keep=keep)
+    report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
+    if opened.committee is not None:
+        report = replace(report, accounting=_over_processes(opened.committee))
+    if main_process and arguments.detections is not None:
+        _write_detections(arguments.detections, metric, chosen)
+    return report
 
 
 def _write_detections(path: Path, metric: ShiftMetric, committee: CommitteeSettings | None) -> None:
@@ -206,17 +216,35 @@ def _settings(arguments: argparse.Namespace, model: nn.Module) -> dict[str, obje
     }
 
 
+def _outputs(arguments: argparse.Namespace) -> dict[str, Path | None]:
+    return {
+        "--json": arguments.json,
+        "--detections": arguments.detections,
+        "--trace": arguments.trace,
+    }
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """What can be found out before anything is read."""
+    outputs = _outputs(arguments)
+    for option, path in outputs.items():
+        if path is not None:
+            check_output_file(path, overwrite=True, suffix=".npz" if option == "--detections" else None)
+            check_no_input(path, [arguments.config, arguments.checkpoint])
+    check_outputs_apart(outputs)
+    if arguments.trace is not None and arguments.launcher != "none":
+        raise UsageError("--trace records one process; leave out --launcher, or the trace")
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Do the work of the command; returns the exit code."""
-    if arguments.json is not None:
-        check_output_file(arguments.json, overwrite=True)
-    if arguments.detections is not None:
-        check_output_file(arguments.detections, overwrite=True, suffix=".npz")
-    with process_group(arguments.launcher) as main_process:
-        report = evaluate(arguments, main_process=main_process)
+    _check_outputs(arguments)
+    with process_group(arguments.launcher) as main_process, ExitStack() as stack:
+        report = evaluate(arguments, stack, main_process=main_process)
         if main_process:
             from pcmoe_det.evaluation.report import format_table
 
+            # Before the stack closes: a trace that could not be written costs the exit code, not the result.
             print(format_table(report))
             if arguments.json is not None:
                 write_json(arguments.json, report.to_json_dict())

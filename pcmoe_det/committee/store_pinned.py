@@ -82,7 +82,15 @@ class PinnedHostStore:
         records = self._records
         if records is None:
             raise StoreClosedError("the store in pinned memory is closed; open it again")
-        buffer.copy_(records[key.layer][key.expert])
+        record = records[key.layer][key.expert]
+        if buffer.device.type == "cuda":
+            # A stream of its own: on the frame's, the copy would wait for the frame and the frame for it.
+            side = torch.cuda.Stream(buffer.device)
+            with torch.cuda.stream(side):
+                buffer.copy_(record, non_blocking=True)
+            side.synchronize()
+        else:
+            buffer.copy_(record)
         result = ReadResult(spec.record_bytes, time.monotonic() - started, 0.0, "pinned")
         self._tally.add(result)
         return result

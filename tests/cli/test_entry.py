@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,8 +16,8 @@ from unittest import mock
 import pytest
 
 from pcmoe_det import __version__
-from pcmoe_det.cli.entry import make_parser, run
-from pcmoe_det.cli.outputs import check_output_file, write_json
+from pcmoe_det.cli.entry import make_parser, run, whole_number
+from pcmoe_det.cli.outputs import check_no_input, check_output_file, check_outputs_apart, write_json
 from pcmoe_det.errors import DataError, OutputError, PcmoeError, UsageError
 from tests.cli.commands import run_command
 
@@ -68,6 +69,62 @@ def test_errors_are_one_line(
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_with(raising(ZeroDivisionError()))
+
+
+@pytest.mark.timeout(30)
+def test_sigterm_ends_a_command_through_its_finally_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    tidied = []
+
+    def work(_: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+        finally:
+            tidied.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_with(work) == 130
+    assert tidied == [True]
+    assert capsys.readouterr().err == "pcmoe-x: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.timeout(30)
+def test_sigterm_is_left_to_a_command_with_a_handler_of_its_own() -> None:
+    heard = []
+
+    def work(_: argparse.Namespace) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        assert run_with(work) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [True]
+
+
+@pytest.mark.timeout(30)
+def test_sigterm_ends_a_forked_child_at_once() -> None:
+    def work(_: argparse.Namespace) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os._exit(77)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert run_with(work) == -signal.SIGTERM
+
+
+def test_whole_numbers_have_limits() -> None:
+    parse = whole_number(0, 255)
+    assert (parse("0"), parse("255")) == (0, 255)
+    for text in ("-1", "256", "99999999999999999999999", "x", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 0 to 255"):
+            parse(text)
 
 
 def test_verbose_shows_where(caplog: pytest.LogCaptureFixture) -> None:
@@ -166,6 +223,7 @@ def folder_as_file(path: Path) -> Path:
     [
         (lambda folder: folder / "nowhere" / "x.json", {}, "there is no folder"),
         (lambda folder: folder_as_file(folder / "x.json"), {}, "it is a folder; name a file"),
+        (lambda _: Path("/dev/full"), {}, "it is no regular file"),
         (lambda folder: folder / "x.txt", {"suffix": ".json"}, "the name must end in .json"),
         (lambda folder: folder / "there.json", {}, "already exists; use --overwrite"),
     ],
@@ -176,6 +234,22 @@ def test_outputs_that_cannot_be_written(
     (tmp_path / "there.json").write_text("{}")
     with pytest.raises(OutputError, match=reason):
         check_output_file(make(tmp_path), overwrite=False, **options)
+
+
+def test_an_output_is_no_input_and_no_other_output(tmp_path: Path) -> None:
+    weights, link, packed = tmp_path / "w.safetensors", tmp_path / "link.json", tmp_path / "packed"
+    weights.write_text("weights")
+    link.symlink_to(weights)
+    packed.mkdir()
+    for output in (weights, link, tmp_path / "packed" / ".." / "w.safetensors"):
+        with pytest.raises(OutputError, match="is the input"):
+            check_no_input(output, [None, str(tmp_path / "nowhere"), str(weights)])
+    with pytest.raises(OutputError, match="lies in the input"):
+        check_no_input(packed / "new.json", [packed])
+    check_no_input(tmp_path / "new.json", [weights, packed, None])
+    with pytest.raises(UsageError, match="--json and --trace both write"):
+        check_outputs_apart({"--json": tmp_path / "x", "--detections": None, "--trace": packed / ".." / "x"})
+    check_outputs_apart({"--json": tmp_path / "x", "--trace": tmp_path / "y"})
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_what_cannot_work_is_refused_before_a_worker_starts(tmp_path: Path) -> N
     assert "2: --output" in refused(folder, "--output", folder)
     assert "holds no *.mkv" in refused(folder, "--output", results, "--glob", "*.mkv")
     assert "2: --trace records one stream" in refused(folder, "--output", results, "--trace", "t")
+    assert "2: --update-period needs --policy" in refused(folder, "--output", results, "--update-period", 2)
     assert not results.exists()
     results.mkdir()
     (results / "a.mp4.jsonl").write_text("somebody's own")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import av
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from pcmoe_det.cli import stream as command
-from pcmoe_det.errors import PcmoeError
+from pcmoe_det.errors import OutputError, PcmoeError
+from tests.cli.commands import run_command
 from tests.streaming.stand_ins import CLASS_NAMES, StandInDetector, make_clip, read_clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +206,34 @@ def test_help_is_answered_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "pcmoe-stream: interrupted"),
+        (OutputError("the trace stops"), 1, "pcmoe-stream: error: the trace stops"),
+    ],
+)
+def test_an_end_while_the_model_closes_is_one_line(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    closed = []
+
+    def fail() -> None:
+        raise error
+
+    def loader(opened: ExitStack) -> object:
+        opened.callback(closed.append, True)
+        opened.callback(fail)
+        return lambda _: StandInDetector()
+
+    monkeypatch.setattr(command, "_loader", loader)
+    outcome = run_command("stream", "--source", clip, "--max-frames", 2)
+    assert outcome.code == code
+    assert outcome.err.strip() == line
+    assert closed == [True]
 
 
 @pytest.mark.timeout(60)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from pathlib import Path
 
 import pytest
 
 from pcmoe_det.cli.stream_options import make_stream_parser
 from pcmoe_det.cli.stream_outputs import check_outputs, file_stem
-from pcmoe_det.errors import PcmoeError, UsageError
+from pcmoe_det.errors import OutputError, PcmoeError, UsageError
 
 
 def _names(locations: list[str | int], *options: object) -> list[dict[str, str]]:
@@ -76,3 +77,44 @@ def test_a_video_is_not_written_over_another_source(tmp_path: Path) -> None:
 def test_two_options_cannot_write_one_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--jsonl and --summary both write"):
         _names(["a.mp4"], "--jsonl", tmp_path / "x.json", "--summary", tmp_path / "x.json")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="--jsonl and --trace both write"):
+        _names(["a.mp4"], "--jsonl", tmp_path / "x.jsonl", "--trace", tmp_path / "link" / "x.jsonl")
+
+
+@pytest.mark.parametrize("option", ["--trace", "--summary", "--jsonl"])
+def test_what_is_read_is_never_written(tmp_path: Path, option: str) -> None:
+    packed, pictures = tmp_path / "packed", tmp_path / "pictures"
+    for folder in (packed, pictures):
+        folder.mkdir()
+    read = [tmp_path / "a.mp4", tmp_path / "b.part.mp4", tmp_path / "config.py", packed / "model.json"]
+    read += [pictures / "1.png"]
+    for path in read:
+        path.write_bytes(b"precious")
+    given = ("--model", packed, "--config", read[2], "--overwrite")
+    for source, output, reason in (
+        (read[0], read[0], "is the source itself"),
+        (read[1], tmp_path / "b.mp4", "is the source itself"),  # under its temporary name
+        (pictures, read[4], "is the source itself"),
+        (read[0], read[2], "is the input"),
+        (read[0], read[3], "lies in the input"),
+        (read[0], packed / "new.jsonl", "lies in the input"),
+    ):
+        with pytest.raises(OutputError, match=reason):
+            _names([str(source)], option, output, *given)
+    _names([str(pictures)], option, pictures / "t.jsonl", *given)
+    assert all(path.read_bytes() == b"precious" for path in read)
+    shipped = Path(str(importlib.resources.files("pcmoe_det.weights"))) / "cascade.safetensors"
+    with pytest.raises(OutputError, match="lies in the input"):
+        _names([0], option, shipped, "--overwrite")
+
+
+def test_an_existing_trace_is_replaced_only_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("older")
+    with pytest.raises(OutputError, match="already exists; use --overwrite"):
+        _names([0], "--trace", path)
+    _names([0], "--trace", path, "--overwrite")
+    with pytest.raises(OutputError, match="is not a regular file"):
+        _names([0], "--trace", "/dev/full", "--overwrite")
+    assert path.read_text() == "older"

@@ -62,7 +62,7 @@ def evaluate(tiny_run: TinyRun, root: Path, output: Path, *options: object) -> d
 def test_the_result_file(tmp_path: Path, tiny_run: TinyRun, found_street: Path) -> None:
     result = evaluate(tiny_run, found_street, tmp_path / "r.json")
     assert 5 < result["mAP50"] < 95
-    assert 0 < result["mAP"] <= result["mAP50"]
+    assert 0 < result["mAP"] <= result["mAP50"] + 1e-9  # both are means; equal ones differ in the last bit
     assert set(result["per_class"]) == set(SHIFT_CLASSES)
     for score in result["per_class"].values():
         assert set(score) == {"mAP50", "mAP", "num_boxes"}
