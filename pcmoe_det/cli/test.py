@@ -15,7 +15,7 @@ from pcmoe_det.cli.config_hook import heeded_hook
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.launch import add_launcher_option, process_group
 from pcmoe_det.cli.outputs import check_no_input, check_output_file, check_outputs_apart, write_json
-from pcmoe_det.errors import ConfigError, UsageError
+from pcmoe_det.errors import ConfigError, DataError, UsageError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -248,7 +248,19 @@ def main(arguments: argparse.Namespace) -> int:
             print(format_table(report))
             if arguments.json is not None:
                 write_json(arguments.json, report.to_json_dict())
+            _check_loads(report)
     return EXIT_OK
+
+
+def _check_loads(report: EvaluationReport) -> None:
+    """Refuse to call a result that of a policy, when the store kept it from what it wanted."""
+    counts = report.accounting
+    failed = counts.get("failed_loads", 0)
+    if failed and counts["policy"] != "on_demand":  # there a load that is tried again in vain ends the run
+        raise DataError(
+            f"{failed} experts that the policy wanted could not be read, so this is not its result; the log "
+            "names them: check the disk, or pack the model again"
+        )
 
 
 def entry() -> int:

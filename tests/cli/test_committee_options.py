@@ -22,9 +22,11 @@ from pcmoe_det.cli.committee_options import (
     POLICY_NAMES,
     STAND_IN_WEIGHTS,
 )
+from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.packing import pack
 from pcmoe_det.committee.policies import POLICIES
+from pcmoe_det.committee.policies.base import heaviest
 from pcmoe_det.committee.trace import TraceWriter, read_trace
 from pcmoe_det.datasets.street_video import StreetVideo
 from pcmoe_det.datasets.street_writer import write_clip, write_shift_split
@@ -32,7 +34,7 @@ from pcmoe_det.models import stand_ins
 from pcmoe_det.models.stand_ins import StandInWeight
 from pcmoe_det.models.weights_file import WeightsInfo, save_weights
 from tests.cli.commands import run_command
-from tests.committee.packed_samples import CLASSES, random_detector, tiny_config
+from tests.committee.packed_samples import CLASSES, flip_bit, random_detector, tiny_config
 
 CONFIG = """
 _base_ = [{base!r}]
@@ -125,6 +127,23 @@ def _accounting(made: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> d
     counts = evaluate(made, monkeypatch, "counts", *options)["accounting"]
     assert isinstance(counts, dict)
     return counts
+
+
+def test_an_evaluation_whose_policy_did_not_get_its_experts_is_no_success(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = pack(None, made / "tiny.safetensors", made / "damaged", dtype=torch.float32)
+    for spec in packed.layers:
+        for expert in set(range(spec.num_experts)) - set(heaviest(spec, 2)):  # those are read at the start
+            position = packed.record_offset_bytes(ExpertKey(spec.index, expert))
+            flip_bit(packed.experts_path, position)
+    command = ["pcmoe-test", str(made / "config.py"), str(packed.path), "--workers", "0"]
+    command += ["--data-root", str(made / "data"), "--subset", "discrete/videos", "--policy", "pcmoe"]
+    monkeypatch.setattr("sys.argv", [*command, "--importance", "random", "--margin", "0"])
+    assert test_command.entry() == 1
+    printed = capsys.readouterr()
+    assert "mAP" in printed.out
+    assert "could not be read, so this is not its result" in printed.err
 
 
 def test_a_stream_reports_its_committee(
