@@ -31,12 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcmoe_det.cli.committee_options import (
-    MISS_HANDLINGS,
-    POLICY_NAMES,
-    add_committee_options,
-    open_detector,
-)
+from pcmoe_det.cli.committee_choice import MISS_HANDLINGS, POLICY_NAMES
+from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.errors import PcmoeError, UsageError
 from pcmoe_det.streaming.jsonl_sink import result_record
 from pcmoe_det.streaming.lanes import Stream

@@ -30,15 +30,7 @@ if TYPE_CHECKING:
     from pcmoe_det.committee.store import ExpertStore
     from pcmoe_det.models.inference import Detector
 
-__all__ = [
-    "DEFAULT_STAND_IN_WEIGHT",
-    "MISS_HANDLINGS",
-    "POLICY_NAMES",
-    "STAND_IN_WEIGHTS",
-    "OpenedDetector",
-    "add_committee_options",
-    "open_detector",
-]
+__all__ = ["OpenedDetector", "add_committee_options", "open_detector"]
 
 _LARGEST_SEED = 2**32 - 1
 

@@ -15,12 +15,12 @@ import torch
 
 from pcmoe_det.cli import analyze, stream
 from pcmoe_det.cli import test as test_command
-from pcmoe_det.cli.committee_choice import parse_bandwidth
-from pcmoe_det.cli.committee_options import (
+from pcmoe_det.cli.committee_choice import (
     DEFAULT_STAND_IN_WEIGHT,
     MISS_HANDLINGS,
     POLICY_NAMES,
     STAND_IN_WEIGHTS,
+    parse_bandwidth,
 )
 from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.miss_handling import MissHandling
