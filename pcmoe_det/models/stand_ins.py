@@ -17,6 +17,10 @@ StandInWeight = Literal["own", "wanted", "renormalized"]
 ``renormalized``: its score over the sum of all residents' scores, as if the gate knew no others."""
 
 DEFAULT_STAND_IN_WEIGHT: StandInWeight = "own"
+"""It disturbs least, because a gate gives little weight to an expert that it did not choose. With a random
+quarter of the shipped experts, 639 frames of street clips, mAP@0.5 against all of them: own +0.68
+[+0.31, +1.07], wanted +0.13 [-0.38, +0.56], renormalized -0.21 [-0.77, +0.30]; no expert at all +0.52
+[+0.31, +0.96]."""
 
 
 def with_stand_ins(
