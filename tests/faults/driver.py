@@ -7,6 +7,7 @@ on standard error, for whoever wants to interrupt it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -18,7 +19,8 @@ MOMENTS = json.loads(sys.argv.pop(1))
 
 
 def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+    # In one piece: several threads say something at once, and ``print`` writes the end of a line apart.
+    os.write(sys.stderr.fileno(), f"{what}\n".encode())
 
 
 class _Detector:
