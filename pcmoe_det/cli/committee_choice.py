@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_STAND_IN_WEIGHT",
+    "LARGEST_SEED",
     "MISS_HANDLINGS",
     "POLICY_NAMES",
     "STAND_IN_WEIGHTS",
@@ -27,6 +28,7 @@ POLICY_NAMES = ("all", "magnitude_keep", "on_demand", "pcmoe", "random_keep")
 MISS_HANDLINGS = ("exchange", "skip", "rerank", "load")
 STAND_IN_WEIGHTS = ("own", "wanted", "renormalized")
 DEFAULT_STAND_IN_WEIGHT = "own"
+LARGEST_SEED = 2**32 - 1
 
 # What the committee is, apart from its policy; the other options say how experts are read, and what is told.
 _SETTINGS = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pcmoe_det.cli.committee_choice import (
     DEFAULT_STAND_IN_WEIGHT,
+    LARGEST_SEED,
     MISS_HANDLINGS,
     POLICY_NAMES,
     STAND_IN_WEIGHTS,
@@ -32,15 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenedDetector", "add_committee_options", "open_detector"]
 
-_LARGEST_SEED = 2**32 - 1
-
 
 @dataclass(frozen=True)
 class OpenedDetector:
-    """A detector, and the committee inside it if it runs under one."""
+    """A detector, and the committee inside it and its settings if it runs under one."""
 
     detector: Detector
-    committee: Committee | None
+    committee: Committee | None = None
+    settings: CommitteeSettings | None = None
 
 
 class _Given(argparse.Action):
@@ -106,7 +106,7 @@ def add_committee_options(
     group.add_argument(
         "--policy-seed",
         action=_Given,
-        type=whole_number(0, _LARGEST_SEED),
+        type=whole_number(0, LARGEST_SEED),
         default=0,
         help="of --policy random_keep",
     )
@@ -184,7 +184,7 @@ def open_detector(
                 score_threshold=score_threshold,
                 dtype=arguments.dtype,
             )
-            yield OpenedDetector(detector, None)
+            yield OpenedDetector(detector)
             return
         if is_packed(path):
             packed = _packed(path, arguments, config_is_of_data=config_is_of_data)
@@ -263,7 +263,7 @@ def _open_packed(
     )
     if settings is None:
         packed.materialize_experts(model)
-        return OpenedDetector(detector, None)
+        return OpenedDetector(detector)
     bandwidth = None
     if arguments.store_bandwidth is not None:
         bandwidth = parse_bandwidth(arguments.store_bandwidth)
@@ -281,4 +281,4 @@ def _open_packed(
     committee = settings.build(model, store, device=device, trace=trace)
     stack.callback(committee.close)
     stack.enter_context(committee.patched(model))
-    return OpenedDetector(detector, committee)
+    return OpenedDetector(detector, committee, settings)

@@ -6,10 +6,10 @@ import argparse
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pcmoe_det.cli.committee_choice import committee_settings
 from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.cli.config_hook import heeded_hook
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
@@ -71,30 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _VideoWatch:
-    """Tells the committee of each new video, and starts it anew there unless it is to be kept.
-
-    Each video is a stream of its own: its importance starts at its first frame, and a kept committee follows
-    from the residents of the video before.
-    """
-
-    def __init__(self, committee: Committee | None, *, keep: bool) -> None:
-        self._committee = committee
-        self._keep = keep
-        self._video: str | None = None
-
-    def __call__(self, video: str) -> None:
-        if self._committee is None or video == self._video:
-            return
-        if self._video is not None:
-            if self._keep:
-                self._committee.forget_stream(self._video)
-            else:
-                self._committee.reset()
-        self._committee.select_stream(video)
-        self._video = video
-
-
 def _data_loader(config: Config, arguments: argparse.Namespace) -> Any:
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS, init_default_scope
@@ -154,10 +130,13 @@ def evaluate(arguments: argparse.Namespace, stack: ExitStack, *, main_process: b
         if path is not None:
             check_no_input(path, [getattr(loader.dataset, "folder", None)])
     torch.manual_seed(config.get("randomness", {}).get("seed", 0) or 0)
-    chosen = hook.settings if hook is not None else committee_settings(arguments)
     opened = stack.enter_context(
         open_detector(
-            arguments.checkpoint, arguments, score_threshold=0.0, settings=chosen, config_is_of_data=True
+            arguments.checkpoint,
+            arguments,
+            score_threshold=0.0,
+            settings=None if hook is None else hook.settings,
+            config_is_of_data=True,
         )
     )
     model = opened.detector.model
@@ -169,12 +148,14 @@ def evaluate(arguments: argparse.Namespace, stack: ExitStack, *, main_process: b
 
         batches = tqdm(loader, unit="frame", desc="evaluate")
     keep = arguments.keep_committee or (hook is not None and not hook.reset_each_video)
-    watch = _VideoWatch(opened.committee, keep=keep)
-    report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=watch)
+    enter_video = None
+    if opened.committee is not None:
+        enter_video = partial(opened.committee.enter_video, keep_residents=keep)
+    report = run_evaluation(model, batches, metric, num_frames=len(loader.dataset), on_frame=enter_video)
     if opened.committee is not None:
         report = replace(report, accounting=_over_processes(opened.committee))
     if main_process and arguments.detections is not None:
-        _write_detections(arguments.detections, metric, chosen)
+        _write_detections(arguments.detections, metric, opened.settings)
     return report
 
 

@@ -99,6 +99,7 @@ class Committee:
         )
         self._streams: dict[str, ImportanceTracker] = {}
         self._stream = ""
+        self._video: str | None = None
         self._frame = 0
         self._filled = False
         self._frame_importance: list[NDArray[np.float64]] = []
@@ -218,6 +219,25 @@ class Committee:
     def forget_stream(self, stream: str) -> None:
         """A stream ended or lost its camera: what it showed no longer counts."""
         self._streams.pop(stream, None)
+
+    def enter_video(self, video: str, *, keep_residents: bool) -> None:
+        """The following frame is of this video of a data set; nothing happens if the last one was, too.
+
+        Each video is a stream of its own, whose importance starts at its first frame.
+
+        Args:
+            video: Its name.
+            keep_residents: Follow from the residents of the video before, instead of starting anew.
+        """
+        if video == self._video:
+            return
+        if self._video is not None:
+            if keep_residents:
+                self.forget_stream(self._video)
+            else:
+                self.reset()
+        self.select_stream(video)
+        self._video = video
 
     def reset(self) -> None:
         """Start anew: the residents of the beginning, nothing remembered. Counters go on."""

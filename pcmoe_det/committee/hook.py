@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, get_args
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from pcmoe_det.committee.committee import Committee
-from pcmoe_det.committee.importance import ImportanceKind
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.policies import create_policy
 from pcmoe_det.committee.settings import CommitteeSettings
 from pcmoe_det.committee.store_memory import MemoryExpertStore
-from pcmoe_det.errors import ConfigError
 
 __all__ = ["CommitteeHook"]
-
-_LARGEST_SEED = 2**32 - 1
 
 
 @HOOKS.register_module()
@@ -58,7 +53,6 @@ class CommitteeHook(Hook):
         options: Mapping[str, Any] | None = None,
         reset_each_video: bool = True,
     ) -> None:
-        _check_policy_options(policy_options)
         self.settings = CommitteeSettings(
             create_policy(policy, policy_options),
             str(expert_budget),
@@ -67,13 +61,11 @@ class CommitteeHook(Hook):
         self.reset_each_video = reset_each_video
         self.committee: Committee | None = None
         self._patch = ExitStack()
-        self._video: str | None = None
 
     def _enter(self, runner: Any) -> None:
         self._leave()
         store = MemoryExpertStore(runner.model.module if hasattr(runner.model, "module") else runner.model)
         committee = self.settings.build(runner.model, store, device=next(runner.model.parameters()).device)
-        self._video = None
         self._patch.callback(committee.close)
         self._patch.enter_context(committee.patched(runner.model))
         self.committee = committee
@@ -84,14 +76,8 @@ class CommitteeHook(Hook):
     def _notice_video(self, data_batch: Any) -> None:
         samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
         video = samples[0].metainfo.get("video_name") if samples else None
-        if video == self._video or self.committee is None:
-            return
-        if self.reset_each_video:
-            self.committee.reset()
-        elif self._video is not None:
-            self.committee.forget_stream(self._video)
-        self.committee.select_stream(video or "")
-        self._video = video
+        if self.committee is not None:
+            self.committee.enter_video(video or "", keep_residents=not self.reset_each_video)
 
     def before_val_epoch(self, runner: Any) -> None:
         """Patch."""
@@ -124,28 +110,6 @@ class CommitteeHook(Hook):
     def after_run(self, runner: Any) -> None:  # noqa: ARG002
         """Restore."""
         self._leave()
-
-
-def _check_policy_options(options: Mapping[str, object] | None) -> None:
-    """Values of the wrong kind, which a config can hold and a command line cannot.
-
-    Raises:
-        ConfigError: Names the option.
-    """
-    if options is None:
-        return
-    if not isinstance(options, Mapping):
-        raise ConfigError(f"policy_options is {options!r}; it must be a dict")
-    seed, margin = options.get("seed", 0), options.get("margin", 0.0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
-        raise ConfigError(
-            f"policy_options: seed is {seed!r}; it must be a whole number, 0 to {_LARGEST_SEED}"
-        )
-    if not isinstance(margin, (int, float)) or not 0 <= margin < math.inf:
-        raise ConfigError(f"policy_options: margin is {margin!r}; it must be a number from 0")
-    if options.get("importance", "eq1") not in get_args(ImportanceKind):
-        allowed = ", ".join(get_args(ImportanceKind))
-        raise ConfigError(f"policy_options: importance is {options['importance']!r}; choose {allowed}")
 
 
 def _as_given(on_miss: MissHandling | Sequence[MissHandling] | None) -> Any:

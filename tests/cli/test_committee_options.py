@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -17,6 +16,7 @@ from pcmoe_det.cli import analyze, stream
 from pcmoe_det.cli import test as test_command
 from pcmoe_det.cli.committee_choice import (
     DEFAULT_STAND_IN_WEIGHT,
+    LARGEST_SEED,
     MISS_HANDLINGS,
     POLICY_NAMES,
     STAND_IN_WEIGHTS,
@@ -26,6 +26,7 @@ from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.committee.packing import pack
 from pcmoe_det.committee.policies import POLICIES
+from pcmoe_det.committee.policies import base as policy_base
 from pcmoe_det.committee.policies.base import heaviest
 from pcmoe_det.committee.trace import TraceWriter, read_trace
 from pcmoe_det.datasets.street_video import StreetVideo
@@ -73,6 +74,7 @@ def evaluate(
 
 def test_the_names_of_the_command_line_are_those_of_the_package() -> None:
     assert set(POLICY_NAMES) == set(POLICIES)
+    assert LARGEST_SEED == policy_base.LARGEST_SEED
     assert set(MISS_HANDLINGS) == set(get_args(MissHandling))
     assert set(STAND_IN_WEIGHTS) == set(get_args(StandInWeight))
     assert stand_ins.DEFAULT_STAND_IN_WEIGHT == DEFAULT_STAND_IN_WEIGHT
@@ -276,20 +278,6 @@ def test_the_trace_of_an_evaluation_names_its_videos(made: Path, monkeypatch: py
     assert isinstance(anew, dict)
     assert isinstance(kept, dict)
     assert anew["fills"] > kept["fills"] > 0  # the start of the second video filled the memory again
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_each_video_is_a_stream_of_its_own(keep: bool) -> None:
-    calls: list[tuple[str, ...]] = []
-    committee = SimpleNamespace(
-        reset=lambda: calls.append(("reset",)),
-        select_stream=lambda name: calls.append(("select", name)),
-        forget_stream=lambda name: calls.append(("forget", name)),
-    )
-    watch = test_command._VideoWatch(committee, keep=keep)  # type: ignore[arg-type]
-    for video in ("a", "a", "b"):
-        watch(video)
-    assert calls == [("select", "a"), ("forget", "a") if keep else ("reset",), ("select", "b")]
 
 
 def test_a_trace_that_stops_costs_the_exit_code_but_not_the_result(

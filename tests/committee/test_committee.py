@@ -485,6 +485,22 @@ def test_streams_keep_their_importance_and_share_the_residents() -> None:
         assert committee._importance(0).tolist() == alone[1].tolist()
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_each_video_is_a_stream_of_its_own(keep: bool) -> None:
+    model = SmallDetector()
+    committee = make_committee(model).committee
+    fills = []
+    with committee.patched(model):
+        for name in ("a", "b"):
+            for frame in video(4, seed=ord(name)):
+                committee.enter_video(name, keep_residents=keep)
+                run(model, [frame])
+            assert set(committee._streams) == {name}
+            fills.append(sum(layer.fills for layer in committee.accounting.layers))
+    assert fills[0] > 0
+    assert (fills[1] == fills[0]) == keep  # anew: what was swapped out is read again
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_tokens_whose_experts_are_resident_keep_their_routing(top_k: int) -> None:
     gate = next(iter(SmallDetector(top_k=top_k).backbone.moe_layers()))[1].gate

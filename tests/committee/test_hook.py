@@ -160,7 +160,7 @@ def test_the_shipped_configs_know_the_hook(monkeypatch: pytest.MonkeyPatch) -> N
         (dict(policy_options=dict(margin=float("nan"))), "margin is nan"),
         (dict(policy_options=dict(margin="big")), "margin is 'big'"),
         (dict(policy_options=dict(importance="luck")), "importance is 'luck'"),
-        (dict(policy_options=[1]), "it must be a dict"),
+        (dict(policy_options=[1]), "they must be a dict"),
         (dict(policy="best"), "unknown policy"),
     ],
 )
@@ -170,17 +170,12 @@ def test_settings_that_cannot_be_are_named(options: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_each_video_is_a_stream_of_its_own(reset: bool) -> None:
-    calls: list[tuple[str, ...]] = []
+def test_the_committee_hears_of_each_video(reset: bool) -> None:
+    calls: list[tuple[str, bool]] = []
     hook = CommitteeHook(reset_each_video=reset)
     hook.committee = SimpleNamespace(  # type: ignore[assignment]
-        reset=lambda: calls.append(("reset",)),
-        select_stream=lambda name: calls.append(("select", name)),
-        forget_stream=lambda name: calls.append(("forget", name)),
+        enter_video=lambda name, *, keep_residents: calls.append((name, keep_residents))
     )
-    for name in ("a", "a", "b"):
-        sample = SimpleNamespace(metainfo={"video_name": name})
-        hook.before_test_iter(None, 0, {"data_samples": [sample]})
-    anew, kept = ("reset",), ("forget", "a")
-    expected = [anew, ("select", "a"), anew, ("select", "b")]
-    assert calls == (expected if reset else [("select", "a"), kept, ("select", "b")])
+    for batch in ({"data_samples": [SimpleNamespace(metainfo={"video_name": "a"})]}, {}):
+        hook.before_test_iter(None, 0, batch)
+    assert calls == [("a", not reset), ("", not reset)]

@@ -15,7 +15,9 @@ from pcmoe_det.committee.layers import MoELayerSpec
 from pcmoe_det.committee.miss_handling import MissHandling
 from pcmoe_det.errors import UsageError
 
-__all__ = ["POLICIES", "Policy", "Swap", "create_policy", "heaviest", "register_policy"]
+__all__ = ["LARGEST_SEED", "POLICIES", "Policy", "Swap", "create_policy", "heaviest", "register_policy"]
+
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Policy(ABC):
     one file in this folder with ``@register_policy``.
 
     Args:
-        seed: Of everything random in the policy.
+        seed: Of everything random in the policy, 0 to ``LARGEST_SEED``.
+
+    Raises:
+        UsageError: The seed is none.
     """
 
     name: ClassVar[str]
@@ -49,6 +54,8 @@ class Policy(ABC):
     default_on_miss: ClassVar[MissHandling] = "exchange"
 
     def __init__(self, *, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+            raise UsageError(f"the policy's seed is {seed!r}; it must be a whole number, 0 to {LARGEST_SEED}")
         self.seed = seed
 
     def initial_residents(self, spec: MoELayerSpec, number: int) -> Sequence[int]:
@@ -83,14 +90,15 @@ def create_policy(name: str, options: Mapping[str, object] | None = None) -> Pol
     """A policy by name.
 
     Raises:
-        UsageError: Unknown name, or an option that the policy does not have.
+        UsageError: Unknown name, or an option that the policy does not have or whose value it refuses.
     """
     if name not in POLICIES:
         raise UsageError(f"unknown policy {name!r}; there are {', '.join(sorted(POLICIES))}")
+    if options is not None and not isinstance(options, Mapping):  # a config can hold anything
+        raise UsageError(f"the options of policy {name!r} are {options!r}; they must be a dict")
     make: Callable[..., Policy] = POLICIES[name]
+    given = dict(options or {})
     try:
-        return make(**dict(options or {}))
+        return make(**given)
     except TypeError as error:
-        raise UsageError(
-            f"policy {name!r} does not take these options {dict(options or {})}: {error}"
-        ) from error
+        raise UsageError(f"policy {name!r} does not take these options {given}: {error}") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,10 @@ class ParameterCommittee(Policy):
             ``magnitude`` and ``random``.
         margin: A challenger replaces an incumbent when its importance is more than ``1 + margin``
             times the incumbent's; keeps two nearly equal experts from taking turns.
-        seed: Not used (this policy has no chance in it).
+        seed: Of the control ``random``.
+
+    Raises:
+        UsageError: Names the option and what it may be.
     """
 
     name = "pcmoe"
@@ -34,8 +38,11 @@ class ParameterCommittee(Policy):
 
     def __init__(self, *, importance: ImportanceKind = "eq1", margin: float = 0.1, seed: int = 0) -> None:
         super().__init__(seed=seed)
-        if margin < 0:
-            raise UsageError(f"the margin is {margin}; it must be 0 or more")
+        if importance not in get_args(ImportanceKind):
+            allowed = ", ".join(get_args(ImportanceKind))
+            raise UsageError(f"the policy's importance is {importance!r}; choose one of {allowed}")
+        if not isinstance(margin, (int, float)) or not 0 <= margin < math.inf:
+            raise UsageError(f"the policy's margin is {margin!r}; it must be a number from 0")
         self.importance = importance
         self.margin = margin
 
