@@ -73,7 +73,7 @@ def stream(
     threads: int | None = None,
     dtype: str = "auto",
     policy: str | None = None,
-    expert_budget: str | None = None,
+    expert_budget: str | float | None = None,
     on_miss: str | None = None,
     score_threshold: float = 0.3,
     mode: StreamMode = "auto",
@@ -99,7 +99,7 @@ def stream(
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         policy: Which experts are resident; None is all of them. See ``pcmoe-stream --help`` for this and the
             next two.
-        expert_budget: Memory for experts, such as ``0.5`` or ``300MiB``.
+        expert_budget: Memory for experts, such as ``0.5`` or ``"300MiB"``.
         on_miss: What a token does whose expert is absent.
         score_threshold: Detections below are left out, 0 to 1.
         mode: ``every-frame``, ``freshest`` or ``auto`` (files the former, live sources the latter).
@@ -297,8 +297,4 @@ def _open_detector(
     opened = stack.enter_context(
         open_detector(None if model is None else str(model), arguments, score_threshold=score_threshold)
     )
-    if opened.committee is None:
-        return opened.detector
-    from pcmoe_det.committee.detector import CommitteeDetector
-
-    return CommitteeDetector(opened.detector, opened.committee)
+    return opened.for_frames()

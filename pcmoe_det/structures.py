@@ -17,6 +17,7 @@ __all__ = [
     "FrameDetector",
     "FrameResult",
     "Gap",
+    "RestartableDetector",
     "StreamAwareDetector",
 ]
 
@@ -147,4 +148,17 @@ class StreamAwareDetector(FrameDetector, Protocol):
 
     def forget_stream(self, source_id: str) -> None:
         """The source ended, or what it shows after a gap has nothing to do with what it showed before."""
+        ...
+
+
+@runtime_checkable
+class RestartableDetector(FrameDetector, Protocol):
+    """A detector whose results depend on what it has seen, and which may miss parts of its model."""
+
+    def start_anew(self) -> None:
+        """Be as if just opened: nothing of earlier streams shows in what follows."""
+        ...
+
+    def failed_loads(self) -> int:
+        """Reads of parts of the model that failed so far; detection went on without them."""
         ...

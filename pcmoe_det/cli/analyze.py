@@ -87,7 +87,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from pcmoe_det.evaluation.detection_files import read_detections
 
     rows = compare_runs(
-        {path.stem: read_detections(path) for path in arguments.runs},
+        {name: read_detections(path) for name, path in _names(arguments.runs).items()},
         read_detections(arguments.baseline),
         truth=arguments.truth,
         unit=arguments.unit,
@@ -99,7 +99,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _names(paths: list[Path]) -> dict[str, Path]:
+    """Each file by its name without the ending, or by its whole path where two have the same name."""
+    stems = [path.stem for path in paths]
+    return {path.stem if stems.count(path.stem) == 1 else str(path): path for path in paths}
+
+
 def _locality(arguments: argparse.Namespace) -> int:
+    if not arguments.trace.name:
+        raise UsageError(f"{arguments.trace} is a folder; name a file written by --trace")
     picture = arguments.output or arguments.trace.with_suffix(".png")
     check_output_file(picture, overwrite=True, suffix=".png")
     check_no_input(picture, [arguments.trace])

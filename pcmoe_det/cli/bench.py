@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.outputs import check_no_input, check_output_file, write_json
 from pcmoe_det.errors import UsageError
+
+if TYPE_CHECKING:
+    from pcmoe_det.structures import FrameDetector
 
 __all__ = ["entry", "main"]
 
@@ -59,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     pipeline.add_argument("--frames", type=int, default=60)
     pipeline.add_argument("--rounds", type=int, default=5)
+    pipeline.set_defaults(config=None, device="cpu", dtype="auto")
+    add_committee_options(pipeline, loading="background")
     return parser
 
 
@@ -78,30 +85,32 @@ def main(arguments: argparse.Namespace) -> int:
     print(json.dumps(result, indent=2))
     if arguments.json is not None:
         write_json(arguments.json, result)
+    if arguments.command == "soak":
+        from pcmoe_det.cli.bench_runs import check_soak
+
+        check_soak(result)
     return EXIT_OK
 
 
 def _pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     from pcmoe_det.cli.bench_pipeline import StandInDetector, compare_pipeline
-    from pcmoe_det.structures import FrameDetector
 
     for name in ("frames", "rounds"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} {getattr(arguments, name)}: give a whole number from 1")
-    detector: FrameDetector
-    if arguments.stand_in is not None:
-        if arguments.model is not None:
-            raise UsageError("--stand-in is instead of a model; leave out one of the two")
-        detector, name = StandInDetector(arguments.stand_in), f"stand-in of {arguments.stand_in:g} ms"
-    else:
-        from pcmoe_det.models.inference import load_detector
-
-        detector = load_detector(arguments.model, threads=arguments.threads, score_threshold=0.3)
-        name = arguments.model or "shipped weights"
-    result = compare_pipeline(
-        arguments.clip, detector=detector, frames=arguments.frames, rounds=arguments.rounds
-    )
-    return {"detector": name, "threads": arguments.threads, **result}
+    with ExitStack() as stack:
+        detector: FrameDetector
+        if arguments.stand_in is not None:
+            if arguments.model is not None or arguments.policy is not None:
+                raise UsageError("--stand-in is instead of a model; leave out one of the two")
+            detector, name = StandInDetector(arguments.stand_in), f"stand-in of {arguments.stand_in:g} ms"
+        else:
+            opened = stack.enter_context(open_detector(arguments.model, arguments, score_threshold=0.3))
+            detector, name = opened.for_frames(), arguments.model or "shipped weights"
+        result = compare_pipeline(
+            arguments.clip, detector=detector, frames=arguments.frames, rounds=arguments.rounds
+        )
+    return {"detector": name, "policy": arguments.policy, "threads": arguments.threads, **result}
 
 
 def _models(arguments: argparse.Namespace) -> dict[str, Any]:

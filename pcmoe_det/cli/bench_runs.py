@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,20 @@ from numpy.typing import NDArray
 from pcmoe_det.cli.committee_choice import parse_bandwidth
 from pcmoe_det.committee.accounting import anonymous_memory_bytes
 from pcmoe_det.committee.committee import Committee
+from pcmoe_det.committee.loading import LOADER_NAME
 from pcmoe_det.committee.options import CommitteeOptions
 from pcmoe_det.committee.packed_model import PackedModel
 from pcmoe_det.committee.policies import create_policy
 from pcmoe_det.committee.settings import CommitteeSettings
 from pcmoe_det.committee.store import DiskExpertStore
 from pcmoe_det.datasets.street_video import StreetVideo
+from pcmoe_det.errors import DataError
 from pcmoe_det.models.inference import Detector, fast_bfloat16
 from pcmoe_det.models.official import convert_mmdet_swin
 from pcmoe_det.models.prepacked import can_prepack, prepack
 from pcmoe_det.models.swin_moe import SwinMoE
 
-__all__ = ["compare_backbones", "compare_policies", "soak"]
+__all__ = ["check_soak", "compare_backbones", "compare_policies", "soak"]
 
 _WARM_UP = 3
 
@@ -179,11 +183,31 @@ def soak(path: Path, size: tuple[int, int], *, budget: str, frames: int) -> dict
                 samples.append((number, anonymous_memory_bytes() or 0))
         committee.wait_for_loads()
         report = committee.report()
+        counters = committee.store.counters
     settled = [memory for frame, memory in samples if frame >= min(1000, frames // 2)]
     return {
         "frames": frames,
         "anonymous_bytes": samples,
         "growth_after_settling_bytes": settled[-1] - settled[0],
         "accounting": {key: value for key, value in report.items() if key != "layers"},
-        "store_reads": report["fills"] + report["swaps"] + report["miss_loads"],
+        "store": asdict(counters),
+        "threads_left": [thread.name for thread in threading.enumerate() if thread.name == LOADER_NAME],
     }
+
+
+def check_soak(result: Mapping[str, Any]) -> None:
+    """Compare the committee's account of a soak with what the store itself counted.
+
+    Raises:
+        DataError: They differ, or a thread was left.
+    """
+    account, store = result["accounting"], result["store"]
+    for what, own, others in (
+        ("reads", store["reads"], account["fills"] + account["swaps"] + account["miss_loads"]),
+        ("bytes", store["bytes_read"], account["bytes_read"]),
+        ("failures", store["failures"], account["failed_loads"]),
+    ):
+        if own != others:
+            raise DataError(f"the store counted {own} {what}, the committee {others}")
+    if result["threads_left"]:
+        raise DataError(f"threads were left: {', '.join(result['threads_left'])}")

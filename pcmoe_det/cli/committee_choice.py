@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pcmoe_det.committee.settings import CommitteeSettings
 
 __all__ = [
+    "COMMITTEE_SETTINGS",
     "DEFAULT_STAND_IN_WEIGHT",
     "LARGEST_SEED",
     "MISS_HANDLINGS",
@@ -31,7 +32,7 @@ DEFAULT_STAND_IN_WEIGHT = "own"
 LARGEST_SEED = 2**32 - 1
 
 # What the committee is, apart from its policy; the other options say how experts are read, and what is told.
-_SETTINGS = (
+COMMITTEE_SETTINGS = (
     "expert_budget", "on_miss", "stand_in_weight", "importance", "margin", "update_period",
     "max_swaps_per_frame", "policy_seed", "loading",
 )  # fmt: skip
@@ -47,7 +48,7 @@ def given_options(arguments: argparse.Namespace, *, settings_only: bool = False)
         arguments: Those of ``add_committee_options``.
         settings_only: Leave out how experts are read and what is recorded.
     """
-    names = _SETTINGS if settings_only else _SETTINGS + _OTHERS
+    names = COMMITTEE_SETTINGS if settings_only else COMMITTEE_SETTINGS + _OTHERS
     return ["--" + name.replace("_", "-") for name in names if _is_given(arguments, name)]
 
 
@@ -59,7 +60,10 @@ def _is_given(arguments: argparse.Namespace, name: str) -> bool:
 
 
 def check_committee_options(arguments: argparse.Namespace, *, has_settings: bool = False) -> None:
-    """Refuse options that would have no effect, and values that cannot be.
+    """Refuse options of a committee that is not asked for or of another policy, and values that cannot be.
+
+    What a policy makes no use of but shares with others (``--update-period``) is passed over, so that one
+    command line serves several policies.
 
     Args:
         arguments: Those of ``add_committee_options``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from pcmoe_det.committee.settings import CommitteeSettings
     from pcmoe_det.committee.store import ExpertStore
     from pcmoe_det.models.inference import Detector
+    from pcmoe_det.structures import FrameDetector
 
 __all__ = ["OpenedDetector", "add_committee_options", "open_detector"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class OpenedDetector:
     detector: Detector
     committee: Committee | None = None
     settings: CommitteeSettings | None = None
+
+    def for_frames(self) -> FrameDetector:
+        """The detector as a stream uses it: with a committee, each frame says what it cost."""
+        if self.committee is None:
+            return self.detector
+        from pcmoe_det.committee.detector import CommitteeDetector
+
+        return CommitteeDetector(self.detector, self.committee)
 
 
 class _Given(argparse.Action):
@@ -191,6 +203,7 @@ def open_detector(
             yield _open_packed(packed, settings, arguments, stack, threshold=score_threshold)
             return
         temporary = stack.enter_context(_temporary_pack())
+        _warn_of_memory(temporary.path)
         packed = _pack(path, arguments, temporary.path / "packed")
         opened = _open_packed(packed, settings, arguments, stack, threshold=score_threshold)
         temporary.remove()  # dense weights are in the model, and the stores have the experts' file open
@@ -221,6 +234,18 @@ def _temporary_pack() -> TemporaryPack:
             f"no temporary folder to pack the weights into ({error.strerror or error}); set TMPDIR to one, "
             "or pack them once with tools/pack.py"
         ) from error
+
+
+def _warn_of_memory(folder: Path) -> None:
+    """A file system in memory would keep there what the committee spares."""
+    from pcmoe_det.committee.store_disk import lies_in_memory
+
+    if lies_in_memory(folder):
+        _log.warning(
+            "the temporary folder %s is in memory, and all experts with it; pack the weights once with "
+            "tools/pack.py, or set TMPDIR to a folder on a disk",
+            folder.parent,
+        )
 
 
 def _pack(path: Path, arguments: argparse.Namespace, folder: Path) -> PackedModel:

@@ -21,6 +21,13 @@ def check_output_file(path: Path, *, overwrite: bool, suffix: str | None = None)
         OutputError: The folder is missing or not writable, the path is a folder or a device, the file
             exists and may not be replaced, or its ending is not ``suffix``.
     """
+    try:
+        _check_place(path, overwrite=overwrite, suffix=suffix)
+    except OSError as error:  # no right to look there, a name too long
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another name") from error
+
+
+def _check_place(path: Path, *, overwrite: bool, suffix: str | None) -> None:
     folder = path.parent
     if suffix is not None and path.suffix != suffix:
         raise OutputError(f"cannot write {path}: the name must end in {suffix}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcmoe_det import __version__
-from pcmoe_det.cli.committee_choice import check_committee_options
+from pcmoe_det.cli.committee_choice import COMMITTEE_SETTINGS, check_committee_options
 from pcmoe_det.cli.committee_options import open_detector
 from pcmoe_det.cli.entry import EXIT_INTERRUPTED, EXIT_OK, run
 from pcmoe_det.cli.process_options import make_process_parser as _parser
@@ -38,12 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelOpener", "entry", "process"]
 
-# Options of the model that decide its results, and only under --policy.
+# Options of the model that decide its results; COMMITTEE_SETTINGS do so under --policy.
 _MODEL_SETTINGS = ("config", "dtype", "score_threshold", "max_frames", "policy")
-_POLICY_SETTINGS = (
-    "expert_budget", "on_miss", "stand_in_weight", "importance", "margin", "update_period",
-    "max_swaps_per_frame", "policy_seed", "loading",
-)  # fmt: skip
 
 
 def entry() -> int:
@@ -102,14 +98,9 @@ class ModelOpener:
 
         import cv2
 
-        from pcmoe_det.committee.detector import CommitteeDetector
-
         cv2.setNumThreads(threads)  # it would use all cores in every worker
         with open_detector(arguments.model, arguments, score_threshold=arguments.score_threshold) as opened:
-            if opened.committee is None:
-                yield opened.detector
-            else:
-                yield CommitteeDetector(opened.detector, opened.committee)
+            yield opened.for_frames()
 
 
 def _job_options(arguments: argparse.Namespace) -> JobOptions:
@@ -128,7 +119,7 @@ def _job_options(arguments: argparse.Namespace) -> JobOptions:
             setattr(arguments, name, str(_absolute(Path(value))))
     settings: dict[str, Any] = {"folder": str(_absolute(arguments.folder))}
     settings |= _model_settings(arguments.model)
-    names = _MODEL_SETTINGS + (_POLICY_SETTINGS if arguments.policy is not None else ())
+    names = _MODEL_SETTINGS + (COMMITTEE_SETTINGS if arguments.policy is not None else ())
     settings |= {name: getattr(arguments, name) for name in names}
     return JobOptions(
         folder=folder,

@@ -114,8 +114,6 @@ def _loader(opened: ExitStack) -> Callable[[argparse.Namespace], FrameDetector]:
     """What opens the detector that the options describe; ``opened`` closes it."""
 
     def load(arguments: argparse.Namespace) -> FrameDetector:
-        from pcmoe_det.committee.detector import CommitteeDetector
-
         result = opened.enter_context(
             open_detector(
                 arguments.model,
@@ -123,8 +121,6 @@ def _loader(opened: ExitStack) -> Callable[[argparse.Namespace], FrameDetector]:
                 score_threshold=arguments.score_threshold,
             )
         )
-        if result.committee is None:
-            return result.detector
-        return CommitteeDetector(result.detector, result.committee)
+        return result.for_frames()
 
     return load

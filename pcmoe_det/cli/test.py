@@ -140,8 +140,11 @@ def evaluate(arguments: argparse.Namespace, stack: ExitStack, *, main_process: b
         )
     )
     model = opened.detector.model
-    metric = ShiftMetric(teacher_labels=arguments.teacher_labels, settings=_settings(arguments, model))
+    metric = ShiftMetric(
+        teacher_labels=arguments.teacher_labels, settings=_settings(arguments, model, opened.settings)
+    )
     metric.dataset_meta = loader.dataset.metainfo
+    _check_class_names(opened.detector.class_names, metric.class_names)
     batches: Any = loader
     if main_process and sys.stderr.isatty():
         from tqdm import tqdm
@@ -155,11 +158,20 @@ def evaluate(arguments: argparse.Namespace, stack: ExitStack, *, main_process: b
     if opened.committee is not None:
         report = replace(report, accounting=_over_processes(opened.committee))
     if main_process and arguments.detections is not None:
-        _write_detections(arguments.detections, metric, opened.settings)
+        _write_detections(arguments.detections, metric)
     return report
 
 
-def _write_detections(path: Path, metric: ShiftMetric, committee: CommitteeSettings | None) -> None:
+def _check_class_names(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> None:
+    """Detections and labels are matched by class id, which must mean the same; a model may know fewer."""
+    if of_model != of_data[: len(of_model)]:
+        raise ConfigError(
+            f"the model finds {', '.join(of_model)} and the data set labels {', '.join(of_data)}; "
+            "evaluate on data with the model's classes, in their order (class_names of the config)"
+        )
+
+
+def _write_detections(path: Path, metric: ShiftMetric) -> None:
     from pcmoe_det.evaluation.detection_files import write_detections
 
     write_detections(
@@ -167,7 +179,7 @@ def _write_detections(path: Path, metric: ShiftMetric, committee: CommitteeSetti
         [frame.truth for frame in metric.frames],
         [frame.detections for frame in metric.frames],
         class_names=metric.class_names,
-        settings={**metric.settings, **({} if committee is None else committee.to_json_dict())},
+        settings=metric.settings,
     )
 
 
@@ -179,7 +191,10 @@ def _over_processes(committee: Committee) -> dict[str, Any]:
     return merge_reports(all_gather_object(committee.report()))
 
 
-def _settings(arguments: argparse.Namespace, model: nn.Module) -> dict[str, object]:
+def _settings(
+    arguments: argparse.Namespace, model: nn.Module, committee: CommitteeSettings | None
+) -> dict[str, object]:
+    """What the result depends on."""
     import torch
 
     from pcmoe_det import __version__
@@ -191,9 +206,11 @@ def _settings(arguments: argparse.Namespace, model: nn.Module) -> dict[str, obje
         "subset": arguments.subset,
         "split": arguments.split,
         "view": arguments.view,
+        "teacher_labels": arguments.teacher_labels,
         "dtype": str(parameter_dtype(model.backbone)).removeprefix("torch."),  # type: ignore[arg-type]
         "threads": torch.get_num_threads(),
         "version": __version__,
+        **({} if committee is None else committee.to_json_dict()),
     }
 
 

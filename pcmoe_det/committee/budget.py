@@ -16,12 +16,13 @@ _UNITS = {"B": 1, "bytes": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**1
 _TOO_MANY_BYTES = 1 << 62
 
 
-def parse_budget(text: str, *, total_bytes: int) -> int:
-    """Bytes meant by ``text``: a share of all expert bytes (``0.5``, ``50%``) or a size (``300MiB``).
+def parse_budget(budget: str | float, *, total_bytes: int) -> int:
+    """Bytes meant by ``budget``: a share of all expert bytes (``0.5``, ``50%``) or a size (``300MiB``).
 
     Raises:
         UsageError: Not a share in (0, 1] nor a positive size that a machine can have.
     """
+    text = str(budget)
     allowed = "a share such as 0.5 or 50%, or a size such as 300MiB"
     shown = repr(text if len(text) <= 40 else f"{text[:40]}...")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*", text)

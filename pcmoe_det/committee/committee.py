@@ -157,6 +157,11 @@ class Committee:
             return wanted
         return (wanted,) * len(self.specs)
 
+    @property
+    def on_miss_text(self) -> str:
+        """As ``--on-miss`` takes it: one name, or that of each layer."""
+        return ",".join(self.on_miss if len(set(self.on_miss)) > 1 else self.on_miss[:1])
+
     # -- patching -------------------------------------------------------------------------------
 
     @contextmanager
@@ -182,7 +187,7 @@ class Committee:
         return {
             "summary": self._summary(),
             "policy": self.policy.name,
-            "on_miss": ",".join(dict.fromkeys(self.on_miss)),
+            "on_miss": self.on_miss_text,
             "budget_bytes": self.residency.budget_bytes,
             "resident_expert_bytes": self.residency.mapped_bytes,
             "expert_bytes": self.total_bytes,
@@ -244,13 +249,14 @@ class Committee:
         self.wait_for_loads()
         self._scheduler.reset()
         self._streams.clear()
+        self._random.manual_seed(self.policy.seed)
         self._filled = False
 
     def resize(self, budget_bytes: int) -> None:
         """Change the budget at the next frame boundary (call it between frames).
 
-        Shrinking evicts the least important experts at once and returns their memory to the system;
-        growing fills up over the next frames.
+        Shrinking evicts at once, and returns the memory to the system: the least important experts, or those
+        that a policy which does not adapt would not have chosen. Growing fills up over the next frames.
 
         Raises:
             UsageError: The budget is too small; nothing changes.
@@ -264,11 +270,15 @@ class Committee:
         self.memory.shrink_cache()
         if not self.policy.loads_on_miss:
             for layer, quota in enumerate(quotas):
-                values = self._importance(layer)
-                weakest = sorted(self.residency.residents(layer), key=lambda expert: (values[expert], expert))
-                for expert in weakest[: max(0, len(weakest) - quota)]:
+                for expert in set(self.residency.residents(layer)) - set(self._staying(layer, quota)):
                     self.memory.evict(ExpertKey(layer, expert))
         self.residency.release_idle()
+
+    def _staying(self, layer: int, quota: int) -> Sequence[int]:
+        if not self.policy.adapts:
+            return self.policy.initial_residents(self.specs[layer], quota)
+        values = self._importance(layer)
+        return sorted(self.residency.residents(layer), key=lambda expert: (-values[expert], -expert))[:quota]
 
     def wait_for_loads(self) -> None:
         """Take in every load under way; for the end of a phase, not inside a live stream."""

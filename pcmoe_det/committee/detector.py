@@ -54,6 +54,14 @@ class CommitteeDetector:
         """What this source showed so far no longer counts."""
         self._committee.forget_stream(source_id)
 
+    def start_anew(self) -> None:
+        """The experts of the beginning, nothing remembered; counters go on."""
+        self._committee.reset()
+
+    def failed_loads(self) -> int:
+        """Loads of experts that failed so far."""
+        return self._committee.accounting.failed_loads
+
     def accounting(self) -> dict[str, Any]:
         """The committee's totals."""
         return self._committee.report()

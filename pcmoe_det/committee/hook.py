@@ -55,7 +55,7 @@ class CommitteeHook(Hook):
     ) -> None:
         self.settings = CommitteeSettings(
             create_policy(policy, policy_options),
-            str(expert_budget),
+            expert_budget,
             CommitteeOptions(**{"synchronous": True, "on_miss": _as_given(on_miss), **(options or {})}),
         )
         self.reset_each_video = reset_each_video

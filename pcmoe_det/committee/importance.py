@@ -76,20 +76,15 @@ class ImportanceTracker:
         self.smoothing = smoothing
         self.scene_cut = scene_cut
         self.frames = 0
-        self.scene_cuts = 0
         self._mean: list[NDArray[np.float64]] = [np.zeros(spec.num_experts) for spec in specs]
-
-    def reset(self) -> None:
-        """Forget what was shown."""
-        self.frames = 0
-        for mean in self._mean:
-            mean[:] = 0.0
 
     def update(self, frame: Sequence[NDArray[np.float64]]) -> bool:
         """Take in one frame's importance per layer; returns whether it looks like a scene cut.
 
-        The first frame is one.
+        The first frame is one. A frame whose importance is not finite says nothing, and is left out.
         """
+        if not all(np.isfinite(now).all() for now in frame):
+            return False
         distance = max(
             (_distance(now, mean) for now, mean in zip(frame, self._mean, strict=True)), default=0.0
         )
@@ -99,7 +94,6 @@ class ImportanceTracker:
             mean *= keep
             mean += (1.0 - keep) * now
         self.frames += 1
-        self.scene_cuts += cut
         return cut
 
     def values(self, layer: int) -> NDArray[np.float64]:

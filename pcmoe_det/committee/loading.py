@@ -14,9 +14,12 @@ from torch import Tensor
 from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.store import LONGEST_WAIT_SECONDS, ExpertStore, StoreError
 
-__all__ = ["BackgroundLoader", "ImmediateLoader", "Load", "Loader"]
+__all__ = ["LOADER_NAME", "BackgroundLoader", "ImmediateLoader", "Load", "Loader"]
 
 _logger = logging.getLogger(__name__)
+
+LOADER_NAME = "expert-loader"
+"""Of the background thread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,7 @@ class BackgroundLoader:
         if self._closed.is_set():
             raise RuntimeError("the loader is closed")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="expert-loader", daemon=True)
+            self._thread = threading.Thread(target=self._work, name=LOADER_NAME, daemon=True)
             self._thread.start()
         self._jobs.put(load)
 

@@ -58,6 +58,7 @@ class ExpertMemory:
     ) -> None:
         self.store = store
         self.residency = Residency(store.layers, budget_bytes=budget_bytes, device=device)
+        self._device = device
         self.in_flight: list[tuple[ExpertKey, int | None]] = []
         self.transient_bytes = transient_bytes
         self._loader: Loader = ImmediateLoader(store) if synchronous else BackgroundLoader(store)
@@ -190,6 +191,8 @@ class ExpertMemory:
             slot = self.residency.take_slot(key.layer)
         if slot is None:
             raise RuntimeError(f"no room for {key} within {self.residency.budget_bytes} bytes")
+        if self._device.type == "cuda":  # this frame may still compute with what the slot held (unmeasured)
+            torch.cuda.current_stream(self._device).synchronize()
         start = time.perf_counter()
         try:
             self._read_patiently(key, slot, patience=_MISS_RETRY_SECONDS if reason == "miss" else ())

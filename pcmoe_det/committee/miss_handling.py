@@ -31,7 +31,7 @@ def handle_misses(
     - ``exchange``: the best resident expert, with the gate weight that ``stand_in_weight`` says.
     - ``skip``: no expert; the residual passes. Weights of the kept choices stay.
     - ``rerank``: exchange where the resident's score is at least ``rerank_bound`` times the score of
-      the expert it stands in for, else skip.
+      the expert it stands in for (the best stand-in for the best absent choice), else skip.
     - ``load``: the routing is exact; the experts are loaded when they run.
 
     Args:
@@ -53,7 +53,15 @@ def handle_misses(
     exchanged = with_stand_ins(routing, resident, weight=stand_in_weight, normalize=gate.normalize)
     if handling == "exchange":
         return exchanged
-    own = routing.scores.gather(1, exchanged.experts)
-    wanted = routing.scores.gather(1, routing.experts)
-    near = (own >= rerank_bound * wanted) | present.all(dim=1, keepdim=True)
+    near = _near(routing, exchanged, present, bound=rerank_bound)
     return replace(exchanged, kept=near if exchanged.kept is None else near & exchanged.kept)
+
+
+def _near(routing: Routing, exchanged: Routing, present: torch.Tensor, *, bound: float) -> torch.Tensor:
+    """``[tokens, top_k]`` bool: the choice was the token's own, or scores near the one it replaces."""
+    chosen = (exchanged.experts[:, :, None] == routing.experts[:, None, :]).any(dim=2)
+    wanted = routing.scores.gather(1, routing.experts)
+    absent_first = present.int().argsort(dim=1, stable=True)
+    number = (torch.cumsum(~chosen, dim=1) - 1).clamp_min(0)  # the how manieth stand-in of its token
+    replaced = wanted.gather(1, absent_first).gather(1, number)
+    return chosen | (routing.scores.gather(1, exchanged.experts) >= bound * replaced)

@@ -67,13 +67,13 @@ class PackedModel:
         if not is_packed(path):
             reason = "is a file, not a packed folder" if os.path.isfile(path) else "does not exist"  # noqa: PTH113
             raise CheckpointError(f"{path} {reason}; name a folder made by tools/pack.py")
-        missing = [name for name in PACK_FILES if not (path / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{path} has no {' and no '.join(missing)}: it is no packed model, or one that was not "
-                "written to its end; pack the model again"
-            )
         try:
+            missing = [name for name in PACK_FILES if not (path / name).is_file()]
+            if missing:
+                raise CheckpointError(
+                    f"{path} has no {' and no '.join(missing)}: it is no packed model, or one that was not "
+                    "written to its end; pack the model again"
+                )
             text = (path / DESCRIPTION_FILE).read_text(encoding="utf-8")
             description = PackDescription.from_json(text, source=str(path / DESCRIPTION_FILE))
             packed = cls(path, description)

@@ -41,11 +41,11 @@ class PackedExperts(nn.Module):
         Raises:
             StoreError: An expert cannot be read.
         """
-        buffer = torch.empty(self.spec.record_bytes, dtype=torch.uint8, device=tokens.device)
-        views = self.spec.layout.views(buffer)
+        buffer = torch.empty(self.spec.record_bytes, dtype=torch.uint8)
 
         def run(expert: int, part: Tensor) -> Tensor:
             self._store.read_into(ExpertKey(self.spec.index, expert), buffer)
+            views = self.spec.layout.views(buffer.to(part.device))
             return expert_ffn(
                 part, views["fc1_weight"], views["fc1_bias"], views["fc2_weight"], views["fc2_bias"]
             )

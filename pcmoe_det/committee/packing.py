@@ -24,7 +24,7 @@ from pcmoe_det.errors import CheckpointError, ConfigError, UsageError
 from pcmoe_det.models.description import class_names_problem
 from pcmoe_det.models.inference import info_from_config
 from pcmoe_det.models.trusted_types import untrusted_type
-from pcmoe_det.models.weights_file import WeightsInfo, read_weights
+from pcmoe_det.models.weights_file import WeightsInfo, check_fit, read_weights
 
 __all__ = ["pack", "pack_random"]
 
@@ -70,7 +70,7 @@ def pack(
         _check_config(info)
     skeleton = build_skeleton(info, source=str(paths[0]) if config_or_info is None else None)
     specs = _specs(skeleton, info, dtype)
-    _check_fit(skeleton, tensors, source=", ".join(map(str, paths)))
+    check_fit(skeleton, tensors, source=", ".join(map(str, paths)))
 
     def read_expert(key: ExpertKey) -> dict[str, Tensor]:
         names = expert_parameter_names(specs[key.layer].name)
@@ -183,26 +183,6 @@ def _specs(skeleton: nn.Module, info: WeightsInfo, dtype: torch.dtype) -> tuple[
             f"this {detector} has no MoE layers, so there is nothing to pack; use its weights file as it is"
         )
     return tuple(specs)
-
-
-def _check_fit(skeleton: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Raise CheckpointError unless names and shapes are those of the skeleton."""
-    own = skeleton.state_dict()
-    missing = [name for name in own if name not in tensors]
-    unknown = [name for name in tensors if name not in own]
-    wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    problems = [
-        *(f"{len(missing)} missing, e.g. {name}" for name in missing[:1]),
-        *(f"{len(unknown)} unknown, e.g. {name}" for name in unknown[:1]),
-        *(
-            f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
-            for name in wrong[:1]
-        ),
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit the model: {'; '.join(problems)}; use the weights' own config"
-        )
 
 
 def _dense_part(tensors: Mapping[str, Tensor], specs: tuple[MoELayerSpec, ...]) -> dict[str, Tensor]:

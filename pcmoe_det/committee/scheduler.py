@@ -22,9 +22,9 @@ LONGEST_RETRY_FRAMES = 256
 class SwapScheduler:
     """Decides which experts to load after a frame.
 
-    Every ``update_period`` frames, and at a scene cut, the policy is asked about each layer; what it
-    wants is carried out one layer after the other, at most ``max_swaps_per_frame`` a frame. Layers that hold
-    fewer experts than their quota (after a failed load, or after the budget grew) are filled first.
+    Every ``update_period`` frames after a reset, and at a scene cut, the policy is asked about each layer;
+    what it wants is carried out one layer after the other, at most ``max_swaps_per_frame`` a frame. Layers
+    that hold fewer experts than their quota (after a failed load, or after the budget grew) are filled first.
 
     Args:
         policy: Asked what to swap.
@@ -50,13 +50,15 @@ class SwapScheduler:
         self.max_swaps_per_frame = max_swaps_per_frame
         self._pending: deque[Swap] = deque()
         self._first_layer = 0
+        self._first_frame: int | None = None
         self._retry_at: dict[ExpertKey, int] = {}
         self._failures: dict[ExpertKey, int] = {}
 
     def reset(self) -> None:
-        """Forget what is pending."""
+        """Forget what is pending; updates are counted from the next frame on."""
         self._pending.clear()
         self._first_layer = 0
+        self._first_frame = None
 
     def failed(self, key: ExpertKey, frame: int) -> None:
         """A load failed: do not try it again at once."""
@@ -86,7 +88,10 @@ class SwapScheduler:
         """
         coming = {key for key, _ in in_flight}
         leaving = {ExpertKey(key.layer, out) for key, out in in_flight if out is not None}
-        if self.policy.adapts and (scene_cut or frame % self.update_period == 0):
+        if self._first_frame is None:
+            self._first_frame = frame
+        due = (frame - self._first_frame) % self.update_period == 0
+        if self.policy.adapts and (scene_cut or due):
             self._pending = deque(self._update(importance))
         chosen: list[Swap] = []
         for swap in (*self._fills(frame, importance, coming), *self._pending):

@@ -25,12 +25,12 @@ class CommitteeSettings:
 
     Attributes:
         policy: Which experts are resident.
-        expert_budget: Share of all expert bytes or size, such as ``0.5`` or ``300MiB``.
+        expert_budget: Share of all expert bytes or size, such as ``0.5`` or ``"300MiB"``.
         options: See ``CommitteeOptions``.
     """
 
     policy: Policy
-    expert_budget: str
+    expert_budget: str | float
     options: CommitteeOptions
 
     def build(
@@ -57,7 +57,7 @@ class CommitteeSettings:
         """What was chosen, as plain data beside results."""
         return {
             "policy": self.policy.name,
-            "expert_budget": self.expert_budget,
+            "expert_budget": str(self.expert_budget),
             "policy_options": dict(vars(self.policy)),
             **asdict(self.options),
         }

@@ -1,6 +1,7 @@
 """Memory for resident experts: one pool per record layout, in slots of one record each.
 
-Address space for every expert is reserved once; a slot costs memory only while its pages are mapped.
+On a CPU address space for every expert is reserved once, and a slot costs memory only while its pages are
+mapped; on other devices each slot is a tensor of its own while it is mapped.
 Slots that are given back stay mapped for the next load of the same layout (so that in steady state
 nothing is allocated) until another layout needs the bytes.
 """
@@ -52,13 +53,12 @@ class SlotPool:
         self.layout = layout
         self.max_slots = max_slots
         self._map: mmap.mmap | None = None
-        num_bytes = max(1, max_slots) * layout.record_bytes
+        self._device = device
+        self._buffers: list[Tensor | None] = [None] * max_slots
         if device.type == "cpu":
-            self._map = _address_space(num_bytes)
-            memory = torch.frombuffer(self._map, dtype=torch.uint8)
-        else:  # reserved whole: unmapping single slots has no counterpart there (unmeasured)
-            memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        self._buffers = memory.view(-1, layout.record_bytes)
+            self._map = _address_space(max(1, max_slots) * layout.record_bytes)
+            memory = torch.frombuffer(self._map, dtype=torch.uint8).view(-1, layout.record_bytes)
+            self._buffers = list(memory[:max_slots])
         self._weights: list[ExpertWeights | None] = [None] * max_slots
         self._unmapped = list(range(max_slots - 1, -1, -1))
         self._idle: list[int] = []
@@ -99,17 +99,24 @@ class SlotPool:
         if self._map is not None:
             size = self.layout.record_bytes
             self._map.madvise(mmap.MADV_DONTNEED, slot * size, size)
+        else:
+            self._buffers[slot] = self._weights[slot] = None
         return True
 
     def buffer(self, slot: int) -> Tensor:
         """``[record_bytes]`` uint8, to be filled by a store."""
-        return self._buffers[slot]
+        found = self._buffers[slot]
+        if found is None:
+            found = self._buffers[slot] = torch.empty(
+                self.layout.record_bytes, dtype=torch.uint8, device=self._device
+            )
+        return found
 
     def weights(self, slot: int) -> ExpertWeights:
         """Typed views of a slot; made once."""
         found = self._weights[slot]
         if found is None:
-            found = ExpertWeights(**self.layout.views(self._buffers[slot]))
+            found = ExpertWeights(**self.layout.views(self.buffer(slot)))
             self._weights[slot] = found
         return found
 

@@ -35,7 +35,7 @@ from pcmoe_det.committee.store_base import (
 if TYPE_CHECKING:
     from pcmoe_det.committee.packed_model import PackedModel
 
-__all__ = ["DiskExpertStore"]
+__all__ = ["DiskExpertStore", "lies_in_memory"]
 
 # Read and check in pieces: a close or a bandwidth limit takes effect between them. Pieces of 0.25 to
 # 4 MiB and whole records are equally fast (read and checksum: 3.1 to 3.2 GB/s from the page cache).
@@ -84,20 +84,15 @@ class DiskExpertStore:
             self._limit = BandwidthLimit(
                 bandwidth_bytes_per_second, clock=clock, sleep=sleep or self._closing.wait
             )
+        self._cold = cold
         try:
-            self._file = io.FileIO(self._path)
+            self._file, self._direct_file, self._mode = self._open_files()
         except OSError as error:
             raise StoreError(
                 f"cannot open {self._path} ({error.strerror}); check the packed folder"
             ) from error
-        self._direct_file: io.FileIO | None = None
-        self._mode: ReadMode = "warm"
-        if cold:
-            self._direct_file = _open_direct(self._path)
-            if _lies_in_memory(self._path) or not hasattr(os, "posix_fadvise"):
-                _log.warning("%s cannot be read past the system's memory: reads are warm", self._path)
-            else:
-                self._mode = "direct" if self._direct_file is not None else "dropped"
+        if cold and self._mode == "warm":
+            _log.warning("%s cannot be read past the system's memory: reads are warm", self._path)
 
     @property
     def layers(self) -> tuple[MoELayerSpec, ...]:
@@ -154,29 +149,47 @@ class DiskExpertStore:
         """Keeps the files open: a number of a closed file may belong to another file already."""
         with self._idle:
             self._check_open()
-            if self._failed and self._readers == 0:
-                self._open_again()
             self._readers += 1
+            open_again = self._failed and self._readers == 1
         try:
+            if open_again:
+                self._open_again()
             yield
         finally:
             with self._idle:
                 self._readers -= 1
                 self._idle.notify_all()
 
+    def _open_files(self) -> tuple[io.FileIO, io.FileIO | None, ReadMode]:
+        """The file, the same for direct reads where there are some, and how to read. Raises OSError."""
+        in_memory = self._cold and (lies_in_memory(self._path) or not hasattr(os, "posix_fadvise"))
+        file = io.FileIO(self._path)
+        if not self._cold or in_memory:
+            return file, None, "warm"
+        direct = _open_direct(self._path)
+        return file, direct, "dropped" if direct is None else "direct"
+
     def _open_again(self) -> None:
-        """After a failure of the system: a disk that was plugged in or mounted again has a new file."""
+        """After a failure of the system: a disk that was plugged in or mounted again has a new file.
+
+        Without the lock, because opening may hang as reading may. The files change while no other read uses
+        them.
+        """
         try:
-            fresh = io.FileIO(self._path)
+            fresh = self._open_files()
         except OSError:
             return  # still away, or deleted: the file that is open may recover
-        self._failed = False
-        self._file.close()
-        self._file = fresh
-        if self._direct_file is not None:
-            self._direct_file.close()
-            self._direct_file = _open_direct(self._path)
-            self._mode = "direct" if self._direct_file is not None else "dropped"
+        with self._idle:
+            alone = self._readers == 1
+            if alone:
+                unused: tuple[io.FileIO | None, ...] = (self._file, self._direct_file)
+                self._file, self._direct_file, self._mode = fresh
+                self._failed = False
+            else:
+                unused = fresh[:2]
+        for file in unused:
+            if file is not None:
+                file.close()
 
     def _check_open(self) -> None:
         if self._closing.is_set():
@@ -268,7 +281,7 @@ def _open_direct(path: Path) -> io.FileIO | None:
     return file
 
 
-def _lies_in_memory(path: Path) -> bool:
+def lies_in_memory(path: Path) -> bool:
     """Whether the file system of ``path`` is memory by another name (Linux)."""
     table = Path("/proc/self/mountinfo")
     if not table.is_file():

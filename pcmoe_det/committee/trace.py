@@ -15,6 +15,7 @@ from typing import Any
 
 from pcmoe_det.committee.layers import MoELayerSpec
 from pcmoe_det.errors import DataError, OutputError
+from pcmoe_det.models.description import parse_json
 
 __all__ = ["TRACE_VERSION", "FrameTrace", "TraceWriter", "read_trace"]
 
@@ -157,7 +158,7 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[FrameTrace]]:
     def frames() -> Iterator[FrameTrace]:
         for number, line in enumerate(lines[1:], start=2):
             try:
-                content = json.loads(line)
+                content = parse_json(line.decode())
             except ValueError as error:
                 if number == len(lines) and number > 2 and not is_ended:
                     _log.warning("%s was cut short in line %d; the %d frames before are read",
@@ -177,7 +178,7 @@ def read_trace(path: Path) -> tuple[dict[str, Any], Iterator[FrameTrace]]:
 def _header(path: Path, line: bytes) -> dict[str, Any]:
     """The first line of a trace, checked."""
     try:
-        header = json.loads(line)
+        header = parse_json(line.decode())
         version = header["trace_version"]
         if not _is_whole(version) or version < 1:
             raise ValueError(f"its version is {version!r}")

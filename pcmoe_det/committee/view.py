@@ -35,7 +35,7 @@ def committee_view(committee: Committee) -> dict[str, Any]:
     totals = committee.accounting.totals()
     return {
         "policy": committee.policy.name,
-        "on_miss": ",".join(dict.fromkeys(committee.on_miss)),
+        "on_miss": committee.on_miss_text,
         "frames": committee.accounting.frames,
         "budget_bytes": committee.residency.budget_bytes,
         "resident_bytes": committee.residency.mapped_bytes,

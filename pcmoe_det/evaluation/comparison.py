@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pcmoe_det.errors import DataError
 from pcmoe_det.evaluation.agreement import match_with_model
@@ -12,6 +12,7 @@ from pcmoe_det.evaluation.bootstrap import Interval, Unit, bootstrap_difference
 from pcmoe_det.evaluation.detection_files import DetectionFile
 from pcmoe_det.evaluation.matching import MatchTable, match_frames
 from pcmoe_det.evaluation.mean_average_precision import score_table
+from pcmoe_det.evaluation.protocol import TeacherLabels
 
 __all__ = ["ComparedRun", "compare_runs", "format_comparison"]
 
@@ -64,7 +65,8 @@ def compare_runs(
         resamples: How many draws.
 
     Raises:
-        DataError: A run is of other frames than the baseline, or nothing can be scored.
+        DataError: A run is of other frames than the baseline or counts teacher labels in another way, or
+            nothing can be scored.
     """
     base = _table(baseline, baseline, truth=truth)
     rows = []
@@ -73,6 +75,11 @@ def compare_runs(
             raise DataError(
                 f"{name} has {len(run.truths)} frames that are not the baseline's {len(baseline.truths)}; "
                 "compare runs of one data set, subset and split"
+            )
+        if _teacher_labels(run) != _teacher_labels(baseline):
+            raise DataError(
+                f"{name} was evaluated with --teacher-labels {_teacher_labels(run)}, the baseline with "
+                f"{_teacher_labels(baseline)}; run one of them again"
             )
         table = _table(run, baseline, truth=truth)
         rows.append(
@@ -103,7 +110,9 @@ def _table(
     run: DetectionFile, baseline: DetectionFile, *, truth: Literal["labels", "baseline"]
 ) -> MatchTable:
     if truth == "labels":
-        return match_frames(run.truths, run.detections, class_names=run.class_names)
+        return match_frames(
+            run.truths, run.detections, class_names=run.class_names, teacher_labels=_teacher_labels(run)
+        )
     return match_with_model(
         run.detections,
         baseline.detections,
@@ -112,3 +121,12 @@ def _table(
         sizes_wh=[(each.width, each.height) for each in run.truths],
         class_names=run.class_names,
     )
+
+
+def _teacher_labels(run: DetectionFile) -> TeacherLabels:
+    """As the run counted them; files of earlier releases do not say, and then it is the default."""
+    value = run.settings.get("teacher_labels", "auto")
+    if value not in get_args(TeacherLabels):
+        raise DataError(f"a run counts teacher labels as {value!r}, which this release does not know")
+    choice: TeacherLabels = value
+    return choice

@@ -8,7 +8,10 @@ without running a model again.
 from __future__ import annotations
 
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,22 @@ from pcmoe_det.structures import Detections
 __all__ = ["DetectionFile", "read_detections", "write_detections"]
 
 _FORMAT = 1
+# What NumPy and zipfile raise for a file that is damaged somewhere.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +159,7 @@ def read_detections(path: Path) -> DetectionFile:
         )
     except FileNotFoundError:
         raise DataError(f"there is no file {path}; make one with tools/test.py --detections FILE") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DataError(
             f"{path} is not a file of detections ({type(error).__name__}); make one with "
             "tools/test.py --detections FILE"

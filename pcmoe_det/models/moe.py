@@ -104,7 +104,7 @@ class MoELayer(nn.Module):
                 routing = self._in_committees(routing, batch=tokens.shape[0])
         if self.capacity_factor is not None:
             kept = within_capacity(routing, capacity_factor=self.capacity_factor)
-            routing = replace(routing, kept=kept)
+            routing = replace(routing, kept=kept if routing.kept is None else kept & routing.kept)
         return self.experts(flat, routing).view_as(tokens)
 
     def _in_committees(self, routing: Routing, *, batch: int) -> Routing:

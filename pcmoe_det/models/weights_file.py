@@ -26,6 +26,7 @@ from pcmoe_det.models.description import FORMAT_VERSION, WeightsInfo, info_from_
 __all__ = [
     "FORMAT_VERSION",
     "WeightsInfo",
+    "check_fit",
     "load_backbone_into",
     "load_into",
     "read_weights",
@@ -179,12 +180,21 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -
     Raises:
         CheckpointError: Names the first tensors that are missing, unknown or of another shape.
     """
+    check_fit(model, tensors, source=source)
+    model.load_state_dict(dict(tensors))
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse tensors that are not those of ``model`` (which may be on the meta device).
+
+    Raises:
+        CheckpointError: Names the first tensors that are missing, unknown or of another shape.
+    """
     problems = _misfits(model.state_dict(), tensors)
     if problems:
         raise CheckpointError(
             f"{source} does not fit the model: {'; '.join(problems)}; use the weights' own config"
         )
-    model.load_state_dict(dict(tensors))
 
 
 def load_backbone_into(

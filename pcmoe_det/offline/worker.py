@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pcmoe_det.errors import OutputError, PcmoeError, SourceError
 from pcmoe_det.offline.job import fingerprint_of
 from pcmoe_det.offline.status import Fingerprint
-from pcmoe_det.structures import FrameDetector
+from pcmoe_det.structures import FrameDetector, RestartableDetector
 
 if TYPE_CHECKING:
     from pcmoe_det.streaming import ResultSink, StreamPipeline
@@ -56,7 +56,8 @@ class FileOutcome:
         error: None if the results are whole and on the disk; else one sentence.
         frames: Written.
         seconds: From opening the source to closing the results.
-        faults: Damage in the source that did not end it, by cause.
+        faults: Damage in the source that did not end it, by cause; ``failed_load`` is an expert that could
+            not be read when the policy wanted it.
         fingerprint: The source as it was read.
         worn: The worker's process must not be used again: something is still running in it, or an error that
             nobody foresaw may have left the device or a library in a bad state.
@@ -71,7 +72,7 @@ class FileOutcome:
 
 
 def process_file(task: FileTask, detector: FrameDetector) -> Iterator[int | FileOutcome]:
-    """Run one file through the detector.
+    """Run one file through the detector, whose results do not depend on the files before.
 
     Yields:
         Now and then the number of frames done; at last how it ended. What goes wrong with the file is in
@@ -86,6 +87,7 @@ def process_file(task: FileTask, detector: FrameDetector) -> Iterator[int | File
         return
     error_text: str | None = None
     unforeseen = False
+    failed_loads = _start_anew(detector)
     pipeline.start()
     while not pipeline.wait(_REPORT_SECONDS):
         yield _frames_written(pipeline)
@@ -104,7 +106,7 @@ def process_file(task: FileTask, detector: FrameDetector) -> Iterator[int | File
         error_text,
         _frames_written(pipeline),
         time.monotonic() - started_seconds,
-        faults=_faults(pipeline),
+        faults=_faults(pipeline, failed_loads=_failed_loads(detector) - failed_loads),
         fingerprint=fingerprint,
         worn=unforeseen or bool(pipeline.threads_left),
     )
@@ -158,8 +160,20 @@ def _frames_written(pipeline: StreamPipeline) -> int:
     return pipeline.counts[0]["written"]
 
 
-def _faults(pipeline: StreamPipeline) -> dict[str, int]:
-    return dict(pipeline.summaries()[0].source_faults)
+def _faults(pipeline: StreamPipeline, *, failed_loads: int) -> dict[str, int]:
+    of_experts = {"failed_load": failed_loads} if failed_loads else {}
+    return {**pipeline.summaries()[0].source_faults, **of_experts}
+
+
+def _start_anew(detector: FrameDetector) -> int:
+    """Forget earlier files; the number of failed loads so far."""
+    if isinstance(detector, RestartableDetector):
+        detector.start_anew()
+    return _failed_loads(detector)
+
+
+def _failed_loads(detector: FrameDetector) -> int:
+    return detector.failed_loads() if isinstance(detector, RestartableDetector) else 0
 
 
 def _put_on_disk(task: FileTask) -> None:

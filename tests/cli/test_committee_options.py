@@ -24,7 +24,7 @@ from pcmoe_det.cli.committee_choice import (
 )
 from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.miss_handling import MissHandling
-from pcmoe_det.committee.packing import pack
+from pcmoe_det.committee.packing import pack, pack_random
 from pcmoe_det.committee.policies import POLICIES
 from pcmoe_det.committee.policies import base as policy_base
 from pcmoe_det.committee.policies.base import heaviest
@@ -263,6 +263,18 @@ def test_the_settings_of_a_hook_are_not_changed_one_by_one(made: Path) -> None:
         outcome = run_command("test", config, made / "tiny.safetensors", *options)
         assert outcome.code == 2
         assert reason in outcome.error_line()
+
+
+def test_a_model_of_other_classes_is_not_scored(made: Path) -> None:
+    info = WeightsInfo(model=tiny_config(num_experts=4), class_names=("car", "pedestrian"), long_side=96)
+    pack_random(info, made / "other", dtype=torch.float32)
+    outcome = run_command(
+        *("test", made / "config.py", made / "other", "--data-root", made / "data"),
+        *("--subset", "discrete/videos", "--workers", 0, "--policy", "pcmoe", "--json", made / "no.json"),
+    )
+    assert outcome.code == 2
+    assert "the model finds car, pedestrian and the data set labels pedestrian, car" in outcome.error_line()
+    assert not (made / "no.json").exists()
 
 
 def test_the_trace_of_an_evaluation_names_its_videos(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

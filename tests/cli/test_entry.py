@@ -226,6 +226,7 @@ def folder_as_file(path: Path) -> Path:
         (lambda _: Path("/dev/full"), {}, "it is no regular file"),
         (lambda folder: folder / "x.txt", {"suffix": ".json"}, "the name must end in .json"),
         (lambda folder: folder / "there.json", {}, "already exists; use --overwrite"),
+        (lambda folder: folder / ("x" * 300), {}, "File name too long; choose another name"),
     ],
 )
 def test_outputs_that_cannot_be_written(

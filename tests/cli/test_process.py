@@ -8,13 +8,18 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pcmoe_det.cli import process as command
 from pcmoe_det.errors import PcmoeError
+from pcmoe_det.offline.worker import FileOutcome, FileTask, process_file
+from pcmoe_det.structures import Detections
 from tests.offline.stand_ins import StandInOpener, is_running, make_videos, wait_until
+from tests.streaming.stand_ins import StandInDetector
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -145,16 +150,22 @@ def test_help_needs_no_library(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, timeout=30).returncode == 0
 
 
-def test_a_packed_model_under_a_budget(tmp_path: Path) -> None:
-    import torch
-
-    from pcmoe_det.committee.packing import pack
+def save_tiny(path: Path) -> Path:
+    """Weights of a small detector with experts."""
     from pcmoe_det.models.weights_file import WeightsInfo, save_weights
     from tests.committee.packed_samples import CLASSES, random_detector, tiny_config
 
     info = WeightsInfo(model=tiny_config(num_experts=4), class_names=CLASSES, long_side=96)
-    save_weights(tmp_path / "tiny.safetensors", random_detector(info).state_dict(), info)
-    pack(None, tmp_path / "tiny.safetensors", tmp_path / "packed", dtype=torch.float32)
+    save_weights(path, random_detector(info).state_dict(), info)
+    return path
+
+
+def test_a_packed_model_under_a_budget(tmp_path: Path) -> None:
+    import torch
+
+    from pcmoe_det.committee.packing import pack
+
+    pack(None, save_tiny(tmp_path / "tiny.safetensors"), tmp_path / "packed", dtype=torch.float32)
     folder = make_videos(tmp_path / "in", ["a.mp4", "b.mp4"], frames=3)
     options = [
         folder, "--output", tmp_path / "out", "--model", tmp_path / "packed", "--policy", "pcmoe",
@@ -167,3 +178,45 @@ def test_a_packed_model_under_a_budget(tmp_path: Path) -> None:
         records = [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
         assert [record["frame_index"] for record in records] == [0, 1, 2]
         assert all(record["accounting"]["resident_expert_bytes"] > 0 for record in records)
+
+
+def test_results_do_not_depend_on_the_files_before(tmp_path: Path) -> None:
+    weights = save_tiny(tmp_path / "tiny.safetensors")
+    folder = make_videos(tmp_path / "in", ["a.mp4"], frames=8)
+    make_videos(folder, ["b.mp4"], frames=8, first=8)
+    (tmp_path / "alone").mkdir()
+    (folder / "b.mp4").rename(tmp_path / "alone" / "b.mp4")
+    options = (
+        "--model", weights, "--policy", "pcmoe", "--expert-budget", "0.5", "--importance", "random",
+        "--margin", "0", "--update-period", "3", "--score-threshold", "0", "--threads", "1",
+    )  # fmt: skip
+    found = []
+    for videos in (tmp_path / "alone", folder):
+        if videos == folder:
+            (folder / "b.mp4").write_bytes((tmp_path / "alone" / "b.mp4").read_bytes())
+        output = tmp_path / f"out {videos.name}"
+        arguments = [str(option) for option in (videos, "--output", output, *options)]
+        assert command.process(command._parser().parse_args(arguments)) == 0
+        lines = [json.loads(line) for line in (output / "b.mp4.jsonl").read_text().splitlines()]
+        found.append([(line["detections"], line["accounting"]["swaps"]) for line in lines])
+    assert found[0] == found[1]
+    assert sum(swaps for _, swaps in found[0]) > 0
+
+
+def test_loads_that_fail_are_in_the_status(tmp_path: Path) -> None:
+    class Failing(StandInDetector):
+        def start_anew(self) -> None:
+            self.failed = 3
+
+        def failed_loads(self) -> int:
+            return self.failed
+
+        def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+            self.failed += 1
+            return super().detect(images)
+
+    folder = make_videos(tmp_path / "in", ["a.mp4"])
+    task = FileTask("a1", folder / "a.mp4", tmp_path, video=False, score_threshold=0, max_frames=None)
+    outcome = list(process_file(task, Failing()))[-1]
+    assert isinstance(outcome, FileOutcome)
+    assert (outcome.error, outcome.faults) == (None, {"failed_load": 6})

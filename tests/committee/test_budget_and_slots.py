@@ -109,6 +109,23 @@ def test_slots_return_their_memory_to_the_system() -> None:
     assert (anonymous_memory_bytes() or 0) - before < layout.record_bytes
 
 
+def test_on_a_device_only_mapped_slots_have_memory() -> None:
+    pool = SlotPool(SPECS[0].layout, max_slots=3, device=torch.device("meta"))  # no memory of the host
+    slots = [pool.take() for _ in range(2)]
+    for slot in slots:
+        assert pool.buffer(slot).device.type == pool.weights(slot).fc1_weight.device.type == "meta"
+    assert sum(buffer is not None for buffer in pool._buffers) == 2
+    weights = pool.weights(slots[0])
+    pool.give_back(slots[0])
+    assert pool.take() == slots[0]
+    assert pool.weights(slots[0]) is weights
+    for slot in slots:
+        pool.give_back(slot)
+    while pool.unmap_idle():
+        pass
+    assert not any(part is not None for part in (*pool._buffers, *pool._weights))
+
+
 def test_a_slot_is_reused_without_new_memory_and_views_share_it() -> None:
     layout = RecordLayout.for_expert(16, 64, torch.float32)
     pool = SlotPool(layout, max_slots=2, device=torch.device("cpu"))

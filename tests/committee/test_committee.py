@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from pcmoe_det.committee.modules import MaskedGate
 from pcmoe_det.committee.store_base import ExpertReadError, ReadResult
 from pcmoe_det.committee.store_memory import MemoryExpertStore
 from pcmoe_det.errors import UsageError
+from pcmoe_det.models.gates import Routing
 from tests.committee.small_model import SmallDetector, make_committee, run, same, video
 
 
@@ -130,13 +132,32 @@ def test_two_synchronous_runs_make_the_same_swaps_and_maps() -> None:
     assert results[0][2] > 0
 
 
-def test_reset_gives_the_same_run_again() -> None:
-    model, frames = SmallDetector(), video(6)
-    made = make_committee(model)
+@pytest.mark.parametrize("importance", ["eq1", "random"])
+@pytest.mark.parametrize("update_period", [1, 4])
+def test_reset_gives_the_same_run_again(importance: str, update_period: int) -> None:
+    model, frames = SmallDetector(), video(6)  # no multiple of the period
+    options = {"importance": importance, "margin": 0.0}
+    made = make_committee(model, policy_options=options, update_period=update_period, scene_cut=1.0)
+    swaps = []
     with made.committee.patched(model):
-        first = run(model, frames)
-        made.committee.reset()
-        assert same(run(model, frames), first)
+        for _ in range(2):
+            before = made.committee.accounting.totals()["swaps"]
+            maps = run(model, frames)
+            swaps.append((maps, made.committee.accounting.totals()["swaps"] - before))
+            made.committee.reset()
+    assert same(swaps[0][0], swaps[1][0])
+    assert swaps[0][1] == swaps[1][1] > 0
+
+
+def test_a_frame_that_is_not_finite_does_not_end_the_swaps() -> None:
+    model, frames = SmallDetector(), video(8)
+    made = make_committee(model, policy_options={"margin": 0.0})
+    with made.committee.patched(model):
+        run(model, frames[:2])
+        run(model, [torch.full_like(frames[0], torch.nan)])
+        run(model, frames[2:])
+        values = [made.committee._importance(layer) for layer in range(3)]
+    assert all(np.isfinite(each).all() and each.sum() > 0 for each in values)
 
 
 @pytest.mark.timeout(60)
@@ -455,6 +476,20 @@ def test_resize_at_a_frame_boundary() -> None:
         run(model, frames[:2])
 
 
+@pytest.mark.parametrize("policy", ["random_keep", "magnitude_keep"])
+def test_a_fixed_policy_of_another_size_is_that_of_a_fresh_start(policy: str) -> None:
+    model, frames = SmallDetector(), video(12)
+    made = make_committee(model, policy=policy, budget=0.9)
+    with made.committee.patched(model):
+        run(model, frames[:1])
+        made.committee.resize(int(0.5 * made.total_bytes))
+        run(model, frames)
+    fresh = make_committee(model, policy=policy, budget=0.5)
+    with fresh.committee.patched(model):
+        run(model, frames[:1])
+        assert residents(made.committee) == residents(fresh.committee)
+
+
 @pytest.mark.parametrize("budget", [0.01, 0.1])
 def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest_that_can(budget: float) -> None:
     model = SmallDetector()
@@ -529,6 +564,23 @@ def test_tokens_whose_experts_are_resident_keep_their_routing(top_k: int) -> Non
             assert torch.equal(handled.experts[~present, 0], best[~present])
         if handling == "skip":
             assert torch.equal(kept, resident[routing.experts])
+
+
+def test_rerank_judges_each_stand_in_by_the_expert_it_replaces() -> None:
+    gate = next(iter(SmallDetector(top_k=2).backbone.moe_layers()))[1].gate
+    scores = torch.tensor([[0.70, 0.15, 0.10, 0.03, 0.01, 0.01], [0.50, 0.40, 0.05, 0.03, 0.01, 0.01]])
+    weights, experts = scores.topk(2, dim=1)
+    routing = Routing(experts, weights, scores, scores.log(), weights.log())
+    for absent, expected in (
+        ([0], [{1}, {1}]),  # 1 is the token's own; 2 (0.10, 0.05) is far below 0.3 of 0.70 and 0.50
+        ([1], [{0, 2}, {0}]),  # 2 is above 0.3 of 0.15, and below 0.3 of 0.40
+        ([2], [{0, 1}, {0, 1}]),
+    ):
+        resident = torch.ones(6, dtype=torch.bool)
+        resident[absent] = False
+        handled = handle_misses("rerank", routing, gate, resident, rerank_bound=0.3, stand_in_weight="own")
+        kept = torch.ones_like(experts, dtype=torch.bool) if handled.kept is None else handled.kept
+        assert [set(e[k].tolist()) for e, k in zip(handled.experts, kept, strict=True)] == expected
 
 
 def test_wrong_options_are_named() -> None:

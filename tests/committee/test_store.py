@@ -131,7 +131,7 @@ def test_without_direct_reads_pages_are_dropped(
         raise OSError(errno.EINVAL, "no O_DIRECT here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_disk, "_lies_in_memory", lambda _path: False)
+        patch.setattr(store_disk, "lies_in_memory", lambda _path: False)
         patch.setattr(os, "open" if refused_at == "open" else "preadv", refuse)
         store = DiskExpertStore(packed, cold=True)
     expected = expected_records(packed)
@@ -280,6 +280,43 @@ def test_closing_does_not_wait_for_a_read_that_hangs(
     assert "left behind" in caplog.text
     assert not store._file.closed  # its number must not serve another file while the read is under way
     go_on.set()
+
+
+@pytest.mark.timeout(30)
+def test_closing_does_not_wait_for_a_file_that_hangs_when_opened_again(
+    packed: PackedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging, go_on = threading.Event(), threading.Event()
+    key = ExpertKey(0, 0)
+    store = DiskExpertStore(packed)
+    buffers = [buffer_for(store, key) for _ in range(2)]
+    open_files = store._open_files
+
+    def hang() -> Any:
+        hanging.set()
+        assert go_on.wait(20)
+        return open_files()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(ExpertReadError):
+            store.read_into(key, buffers[0])
+    monkeypatch.setattr(store, "_open_files", hang)
+    monkeypatch.setattr(store_disk, "LONGEST_WAIT_SECONDS", 0.05)
+
+    def read() -> None:
+        with pytest.raises(StoreClosedError):
+            store.read_into(key, buffers[0])
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert hanging.wait(10)
+    store.read_into(key, buffers[1])  # by way of the file that is open
+    assert torch.equal(buffers[1], expected_records(packed)[key])
+    store.close()
+    assert "stays open" in caplog.text
+    go_on.set()
+    reader.join(10)
 
 
 def test_reads_in_small_portions_are_put_together(

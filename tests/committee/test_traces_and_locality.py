@@ -206,6 +206,8 @@ def test_coverage_by_how_the_experts_are_chosen() -> None:
         (json.dumps(HEADER) + "\n" + row(importance=[[1, 2, 3, np.nan]]), "line 2: damaged .*than numbers"),
         (json.dumps(HEADER) + "\n" + row(importance=[[10**400] * 4]), "line 2: damaged .*than numbers"),
         (json.dumps(HEADER), "0 frame"),
+        ("[" * 100_000, "is no trace"),
+        (json.dumps(HEADER) + "\n" + "[" * 100_000 + "\n", "line 2: damaged"),
     ],
 )
 def test_damaged_traces_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pcmoe_det.cli import analyze
 from pcmoe_det.errors import DataError, OutputError
 from pcmoe_det.evaluation.bootstrap import bootstrap_difference
 from pcmoe_det.evaluation.comparison import compare_runs, format_comparison
@@ -96,6 +97,41 @@ def test_runs_of_other_frames_are_refused() -> None:
     other = replace(base, truths=base.truths[:-1], detections=base.detections[:-1])
     with pytest.raises(DataError, match="short has 23 frames that are not the baseline's 24"):
         compare_runs({"short": other}, base)
+
+
+def test_teacher_labels_count_as_in_the_runs() -> None:
+    base, other = _run(seed=1), _run(seed=2, blur=4.0)
+    for choice in ("truth", "ignore"):
+        runs = [replace(run, settings={"teacher_labels": choice}) for run in (base, other)]
+        (row,) = compare_runs({"other": runs[1]}, runs[0], resamples=10)
+        table = match_frames(other.truths, other.detections, teacher_labels=choice)  # type: ignore[arg-type]
+        assert row.map50 == score_table(table).mAP50
+        with pytest.raises(DataError, match=f"--teacher-labels {choice}, the baseline with auto"):
+            compare_runs({"other": runs[1]}, base)
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / name for name in ("a/run.npz", "b/run.npz", "b/other.npz")]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        _write(path, _run(seed=seed, blur=2.0))
+    options = ["compare", *map(str, paths), "--baseline", str(paths[0]), "--resamples", "5"]
+    assert analyze.main(analyze._parser().parse_args(options)) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == [str(paths[0]), str(paths[1]), "other"]
+
+
+def test_a_damaged_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = _write(tmp_path / "run.npz", _run(seed=1, frames=4))
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        try:
+            read_detections(path)
+        except DataError:
+            refused += 1
+    assert refused > 20
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,24 @@ def test_capacity_drops_tokens_and_none_is_dropless() -> None:
     dropless, limited = make_layer().eval(), make_layer(capacity_factor=1.0).eval()
     assert (dropless(tokens).abs().sum(-1) > 0).all()
     assert int((limited(tokens).abs().sum(-1) > 0).sum()) == 5
+
+
+def test_capacity_brings_no_skipped_choice_back() -> None:
+    layer = make_layer(capacity_factor=4.0).eval()
+
+    class Skipping(torch.nn.Module):
+        def __init__(self, gate: torch.nn.Module) -> None:
+            super().__init__()
+            self.gate, self.num_experts = gate, 4
+
+        def forward(self, tokens: torch.Tensor) -> Routing:
+            routing: Routing = self.gate(tokens)
+            return replace(routing, kept=torch.arange(len(tokens))[:, None] % 2 == 0)
+
+    layer.gate = Skipping(layer.gate)  # type: ignore[assignment]
+    with torch.no_grad():
+        result = layer(torch.randn(1, 10, 8))[0]
+    assert (result.abs().sum(-1) > 0).tolist() == [True, False] * 5
 
 
 def test_training_leaves_loss_and_counts_on_the_layer() -> None:
