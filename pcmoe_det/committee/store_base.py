@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,6 +17,7 @@ from pcmoe_det.errors import PcmoeError
 
 __all__ = [
     "LONGEST_WAIT_SECONDS",
+    "CopyingStore",
     "ExpertReadError",
     "ExpertStore",
     "ReadFailure",
@@ -176,6 +179,53 @@ class StoreTally:
             self._counters = StoreCounters(
                 old.reads, old.bytes_read, old.seconds, old.throttled_seconds, old.failures + 1
             )
+
+
+class CopyingStore(ABC):
+    """Base of stores whose experts are in host memory already: a read is a copy. Subclasses add ``close``.
+
+    Args:
+        layers: The MoE layers, first to last.
+        read_mode: What reads are called.
+    """
+
+    def __init__(self, layers: Sequence[MoELayerSpec], *, read_mode: ReadMode) -> None:
+        self._layers = tuple(layers)
+        self._read_mode = read_mode
+        self._tally = StoreTally()
+
+    @property
+    def layers(self) -> tuple[MoELayerSpec, ...]:
+        """The MoE layers, first to last."""
+        return self._layers
+
+    @property
+    def read_mode(self) -> ReadMode:
+        """Always the same."""
+        return self._read_mode
+
+    @property
+    def counters(self) -> StoreCounters:
+        """Totals so far."""
+        return self._tally.counters
+
+    def read_into(self, key: ExpertKey, buffer: Tensor) -> ReadResult:
+        """Copy a record into ``buffer``; see ``ExpertStore.read_into``."""
+        started = time.monotonic()
+        try:
+            spec = spec_of(self._layers, key)
+        except ExpertReadError:
+            self._tally.add_failure()
+            raise
+        check_buffer(buffer, spec)
+        self._copy(key, spec, buffer)
+        result = ReadResult(spec.record_bytes, time.monotonic() - started, 0.0, self._read_mode)
+        self._tally.add(result)
+        return result
+
+    @abstractmethod
+    def _copy(self, key: ExpertKey, spec: MoELayerSpec, buffer: Tensor) -> None:
+        """Fill a buffer that fits."""
 
 
 def spec_of(layers: Sequence[MoELayerSpec], key: ExpertKey) -> MoELayerSpec:

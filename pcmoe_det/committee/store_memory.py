@@ -5,29 +5,19 @@ It saves no memory: for `CommitteeHook` on a model that is being trained, and as
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
 
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec, RecordLayout
 from pcmoe_det.committee.packed_skeleton import moe_layers
-from pcmoe_det.committee.store_base import (
-    ExpertReadError,
-    ReadMode,
-    ReadResult,
-    StoreCounters,
-    StoreTally,
-    check_buffer,
-    spec_of,
-)
+from pcmoe_det.committee.store_base import CopyingStore
 from pcmoe_det.errors import UsageError
 from pcmoe_det.models.experts import ExpertFFN
 
 __all__ = ["MemoryExpertStore"]
 
 
-class MemoryExpertStore:
+class MemoryExpertStore(CopyingStore):
     """Reads the experts of a whole model.
 
     The parameters are read when asked, so that weights exchanged later (EMA) are followed.
@@ -52,39 +42,12 @@ class MemoryExpertStore:
             specs.append(_spec(index, name, experts))
         if not specs:
             raise UsageError("the model has no MoE layers; a committee needs a model with experts")
-        self._layers = tuple(specs)
-        self._tally = StoreTally()
+        super().__init__(specs, read_mode="warm")
 
-    @property
-    def layers(self) -> tuple[MoELayerSpec, ...]:
-        """The MoE layers, first to last."""
-        return self._layers
-
-    @property
-    def read_mode(self) -> ReadMode:
-        """Always ``warm``: reads are memory copies."""
-        return "warm"
-
-    @property
-    def counters(self) -> StoreCounters:
-        """Totals so far."""
-        return self._tally.counters
-
-    def read_into(self, key: ExpertKey, buffer: Tensor) -> ReadResult:
-        """Copy an expert into ``buffer``; see ``ExpertStore.read_into``."""
-        started = time.monotonic()
-        try:
-            spec = spec_of(self._layers, key)
-        except ExpertReadError:
-            self._tally.add_failure()
-            raise
-        check_buffer(buffer, spec)
+    def _copy(self, key: ExpertKey, spec: MoELayerSpec, buffer: Tensor) -> None:
         with torch.inference_mode():
             for name, view in spec.layout.views(buffer).items():
                 view.copy_(self._experts[key.layer].get_parameter(name)[key.expert])
-        result = ReadResult(spec.record_bytes, time.monotonic() - started, 0.0, "warm")
-        self._tally.add(result)
-        return result
 
     def close(self) -> None:
         """Nothing to release."""

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
 from pcmoe_det.committee.layers import ExpertKey, MoELayerSpec
-from pcmoe_det.committee.store_base import (
-    ExpertReadError,
-    ExpertStore,
-    ReadMode,
-    ReadResult,
-    StoreClosedError,
-    StoreCounters,
-    StoreTally,
-    check_buffer,
-    spec_of,
-)
+from pcmoe_det.committee.store_base import CopyingStore, ExpertStore, StoreClosedError
 from pcmoe_det.errors import UsageError
 
 __all__ = ["PinnedHostStore"]
 
 
-class PinnedHostStore:
+class PinnedHostStore(CopyingStore):
     """Every expert of another store, copied once into page-locked host memory.
 
     Saves device memory only: the host holds all experts. The source may be closed afterwards.
@@ -39,8 +27,7 @@ class PinnedHostStore:
     """
 
     def __init__(self, source: ExpertStore, *, pinned: bool = True) -> None:
-        self._layers = tuple(source.layers)
-        self._tally = StoreTally()
+        super().__init__(source.layers, read_mode="pinned")
         self._records: list[Tensor] | None = []
         for spec in self._layers:
             shape = (spec.num_experts, spec.record_bytes)
@@ -55,30 +42,7 @@ class PinnedHostStore:
                 source.read_into(key, records[key.expert])
             self._records.append(records)
 
-    @property
-    def layers(self) -> tuple[MoELayerSpec, ...]:
-        """The MoE layers, first to last."""
-        return self._layers
-
-    @property
-    def read_mode(self) -> ReadMode:
-        """Always ``pinned``."""
-        return "pinned"
-
-    @property
-    def counters(self) -> StoreCounters:
-        """Totals so far, the copying at the start excluded."""
-        return self._tally.counters
-
-    def read_into(self, key: ExpertKey, buffer: Tensor) -> ReadResult:
-        """Copy a record into ``buffer`` (host or device); see ``ExpertStore.read_into``."""
-        started = time.monotonic()
-        try:
-            spec = spec_of(self._layers, key)
-        except ExpertReadError:
-            self._tally.add_failure()
-            raise
-        check_buffer(buffer, spec)
+    def _copy(self, key: ExpertKey, spec: MoELayerSpec, buffer: Tensor) -> None:  # noqa: ARG002
         records = self._records
         if records is None:
             raise StoreClosedError("the store in pinned memory is closed; open it again")
@@ -91,9 +55,6 @@ class PinnedHostStore:
             side.synchronize()
         else:
             buffer.copy_(record)
-        result = ReadResult(spec.record_bytes, time.monotonic() - started, 0.0, "pinned")
-        self._tally.add(result)
-        return result
 
     def close(self) -> None:
         """Release the memory. May be called twice."""

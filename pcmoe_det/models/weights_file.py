@@ -107,6 +107,11 @@ def read_weights(path: Path, *, described: bool = True) -> tuple[dict[str, Tenso
         CheckpointError: Missing, damaged, from a newer release, or not described.
     """
     if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a name is too long)
+        if os.path.isdir(path):  # noqa: PTH112
+            raise CheckpointError(
+                f"no weights at {path}: it is a folder; name a file (a packed model runs in tools/stream.py, "
+                "process.py, test.py and bench.py)"
+            )
         raise CheckpointError(f"no weights at {path}; check the path")
     if path.suffix != ".safetensors":
         if described:
