@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcmoe_det.cli.committee_choice import MISS_HANDLINGS, POLICY_NAMES
+from pcmoe_det.cli.committee_choice import MISS_HANDLINGS, POLICY_NAMES, check_committee_options
 from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.errors import PcmoeError, UsageError
 from pcmoe_det.streaming.jsonl_sink import result_record
 from pcmoe_det.streaming.lanes import Stream
 from pcmoe_det.streaming.modes import STREAM_MODES, StreamMode, choose_policy
-from pcmoe_det.streaming.pipeline import StreamPipeline
+from pcmoe_det.streaming.pipeline import DETECTOR_THREAD, StreamPipeline
 from pcmoe_det.streaming.queues import BoundedQueue, QueueEnded
 from pcmoe_det.streaming.sinks import SinkOutcome
 from pcmoe_det.streaming.source_factory import open_camera, open_source
@@ -125,13 +125,19 @@ def stream(
     _check_choice("on_miss", on_miss, MISS_HANDLINGS)
     _check_choice("dtype", dtype, ("auto", "float32", "bfloat16"))
     _check_choice("track", track, TRACKER_NAMES)
-    names = dict(config=config, device=device, threads=threads, dtype=dtype)
-    committee = dict(policy=policy, expert_budget=expert_budget, on_miss=on_miss)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; give a whole number from 1, or None")
+    of_model = dict(config=config, policy=policy, expert_budget=expert_budget, on_miss=on_miss)
+    if model is not None and not isinstance(model, (str, Path)):
+        for name, value in of_model.items():
+            if value is not None:
+                raise UsageError(f"{name} is for a model to open, and model is open already; leave one out")
+    arguments = _model_arguments({**of_model, "device": device, "threads": threads, "dtype": dtype})
     return ResultStream(
         _Plan(
             source=source,
             source_options=source_options or SourceOptions(),
-            open_detector=lambda stack: _open_detector(model, {**names, **committee}, score_threshold, stack),
+            open_detector=lambda stack: _open_detector(model, arguments, score_threshold, stack),
             score_threshold=score_threshold,
             mode=mode,
             max_latency_seconds=max_latency_seconds,
@@ -164,7 +170,11 @@ class ResultStream(Iterator[StreamResult]):
 
     def close(self) -> None:
         """Stop reading and detecting, and close the source and the model."""
+        is_started = self._plan.is_started
+        self._plan.is_started = True
         self._results.close()
+        if not is_started and not isinstance(self._plan.source, (str, Path, int)):
+            self._plan.source.close()  # nothing of a generator runs that was never asked for a result
 
     @property
     def summary(self) -> StreamSummary | None:
@@ -193,6 +203,7 @@ class _Plan:
     max_latency_seconds: float | None
     max_frames: int | None
     track: str | None
+    is_started: bool = False
     pipeline: StreamPipeline | None = None
     queue: BoundedQueue[StreamResult] | None = None
 
@@ -228,6 +239,7 @@ class _HandOver:
 
 def _results(plan: _Plan) -> Generator[StreamResult, None, None]:
     """The life of a stream. A generator's ``finally`` runs however its caller leaves it."""
+    plan.is_started = True
     with ExitStack() as stack:
         with ExitStack() as on_failure:
             source = _open_source(plan)
@@ -262,9 +274,20 @@ def _results(plan: _Plan) -> Generator[StreamResult, None, None]:
                     raise
                 _log.warning("while ending early: %s", error)
             finally:
-                if "pcmoe-detector" in pipeline.threads_left:
+                if DETECTOR_THREAD in pipeline.threads_left:
                     _log.warning("the detector is still busy with a frame; the model stays open")
                     _MODELS_LEFT_OPEN.append(stack.pop_all())  # dropped, it would close the model
+
+
+def _model_arguments(settings: Mapping[str, Any]) -> argparse.Namespace:
+    """Settings of a model as the commands have them, with the others' defaults; checked."""
+    parser = argparse.ArgumentParser()
+    add_committee_options(parser, loading="background")
+    arguments = parser.parse_args([])
+    for name, value in settings.items():
+        setattr(arguments, name, value)
+    check_committee_options(arguments)
+    return arguments
 
 
 def _check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
@@ -282,18 +305,13 @@ def _open_source(plan: _Plan) -> FrameSource:
 
 def _open_detector(
     model: str | Path | FrameDetector | None,
-    settings: dict[str, Any],
+    arguments: argparse.Namespace,
     score_threshold: float,
     stack: ExitStack,
 ) -> FrameDetector:
     """A detector given is used; one opened here is closed by ``stack``."""
     if model is not None and not isinstance(model, (str, Path)):
         return model
-    parser = argparse.ArgumentParser()
-    add_committee_options(parser, loading="background")
-    arguments = parser.parse_args([])
-    for name, value in settings.items():
-        setattr(arguments, name, value)
     opened = stack.enter_context(
         open_detector(None if model is None else str(model), arguments, score_threshold=score_threshold)
     )

@@ -175,12 +175,29 @@ def test_settings_reach_the_pipeline() -> None:
         {"on_miss": "cry"},
         {"dtype": "int3"},
         {"track": "eyes"},
+        {"threads": 0},
+        {"expert_budget": 0.5},
+        {"expert_budget": "much", "policy": "pcmoe"},
+        {"policy": "pcmoe", "model": StandInDetector()},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_values_that_cannot_be_are_usage_errors_at_once(wrong: dict) -> None:
-    with pytest.raises(UsageError, match=str(next(iter(wrong.values())))):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(UsageError, match=f"{value}|{name}|--expert-budget needs --policy"):
         pcmoe_det.stream("clip.mp4", **wrong)
+
+
+def test_an_open_source_is_closed_also_where_no_result_was_asked_for() -> None:
+    for results in (0, 1):
+        source = StandInSource(3)
+        with pcmoe_det.stream(source, model=StandInDetector()) as stream:
+            for _ in range(results):
+                next(stream)
+        stream.close()
+        assert source.closed == 1
+        with pytest.raises(StopIteration):
+            next(stream)
 
 
 def test_importing_the_package_stays_cheap() -> None:

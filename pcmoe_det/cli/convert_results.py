@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run
+from pcmoe_det.cli.outputs import check_no_input
 from pcmoe_det.errors import ConfigError, DataError, UsageError
 from pcmoe_det.structures import SHIFT_CLASSES
 
 if TYPE_CHECKING:
     from pcmoe_det.streaming.coco_sink import CocoResultsFile
     from pcmoe_det.streaming.mot_sink import MotFile
+    from pcmoe_det.streaming.output_files import OutputFile
     from pcmoe_det.streaming.record_files import RecordReader
 
 __all__ = ["convert_results", "entry", "read_categories"]
@@ -38,7 +40,7 @@ def convert_results(arguments: argparse.Namespace) -> int:
 
     Raises:
         PcmoeError: A damaged line (the message has its number), a class without an id, an output that
-            cannot be written. No output is left then.
+            cannot be written or would replace an input. No output is left then.
     """
     from pcmoe_det.streaming.coco_sink import CocoResultsFile, category_ids_of
     from pcmoe_det.streaming.mot_sink import MotFile
@@ -58,8 +60,7 @@ def convert_results(arguments: argparse.Namespace) -> int:
         for option in ("coco", "mot")
         if getattr(arguments, option) is not None
     }
-    if len({target.path.absolute() for target in targets.values()}) < len(targets):
-        raise UsageError(f"--coco and --mot both write {arguments.coco}; give them different names")
+    _check_names(targets, inputs=(arguments.results, arguments.categories))
     outputs: list[CocoResultsFile | MotFile] = []
     with ExitStack() as on_failure:
         if "coco" in targets:
@@ -100,6 +101,24 @@ def read_categories(path: Path) -> dict[str, int]:
     if len(ids) < len(pairs) or len(set(ids.values())) < len(pairs):
         raise ConfigError(f"{path} has two categories of one name or id")
     return ids
+
+
+def _check_names(targets: Mapping[str, OutputFile], *, inputs: Sequence[str | None]) -> None:
+    """Refuse to write what is read, and to write one file twice, under temporary names too.
+
+    Raises:
+        OutputError: An output, or the file it is until it is whole, is an input, or cannot be written.
+        UsageError: Two options would write one file.
+    """
+    from pcmoe_det.streaming.coco_sink import categories_target
+
+    taken: dict[Path, str] = {}
+    for option, target in targets.items():
+        files = (target, categories_target(target)) if option == "coco" else (target,)
+        for path in (path for file in files for path in (file.path, file.partial_path)):
+            check_no_input(path, inputs)
+            if taken.setdefault(path.absolute(), option) != option:
+                raise UsageError(f"--coco and --mot both write {path}; give them different names")
 
 
 def _copy(

@@ -11,8 +11,6 @@ from pcmoe_det.errors import UsageError
 
 __all__ = ["entry"]
 
-_CLIP_SUFFIXES = (".mp4", ".mov", ".mkv")
-
 
 def _size(text: str) -> tuple[int, int]:
     width, cross, height = text.lower().partition("x")
@@ -31,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR|FILE.mp4",
-        help="root of a SHIFT-layout data set, or a clip",
+        help="root of a SHIFT-layout data set, or a clip (.mp4, .mov or .mkv)",
     )
     what = parser.add_argument_group("what is shown")
     what.add_argument("--seed", type=int, default=0, help="of the first video; the others count on from it")
@@ -72,6 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_clip(output: Path) -> bool:
+    """Whether ``output`` names a clip, not the folder of a data set.
+
+    Raises:
+        UsageError: It has the ending of a video that is not written.
+    """
+    from pcmoe_det.datasets.street_writer import CLIP_FORMATS
+    from pcmoe_det.offline.job import VIDEO_FILE_SUFFIXES
+
+    suffix = output.suffix.lower()
+    if suffix in VIDEO_FILE_SUFFIXES and suffix not in CLIP_FORMATS:
+        raise UsageError(
+            f"--output {output}: clips are not written as {suffix}; use {', '.join(CLIP_FORMATS)}, or a name "
+            "without the ending of a video for the folder of a data set"
+        )
+    return suffix in CLIP_FORMATS
+
+
 def _work(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -80,7 +96,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
     if arguments.videos < 1:
         raise UsageError(f"--videos {arguments.videos} is below 1")
-    clip = arguments.output.suffix.lower() in _CLIP_SUFFIXES
+    clip = _is_clip(arguments.output)
     if clip and arguments.videos != 1:
         raise UsageError(f"a clip holds one video, not {arguments.videos}; give a folder as --output")
     width, height = arguments.size

@@ -41,14 +41,18 @@ def entry() -> int:
 def _stream_and_close(arguments: argparse.Namespace, left_open: list[ExitStack]) -> int:
     """Run the command; the store and the committee outlive the pipeline's threads.
 
-    A detector or a source that was left behind keeps what it works with: that goes to ``left_open``.
+    A detector that was left behind keeps what it works with: that goes to ``left_open``. Where only a source
+    was left, an empty stack does: model and trace are closed, but the interpreter must not clean up under it.
     """
     with ExitStack() as opened:
         try:
             return stream(arguments, load=_loader(opened))
         finally:
-            if any(thread.name.startswith("pcmoe-") for thread in threading.enumerate()):
-                left_open.append(opened.pop_all())
+            left = {thread.name for thread in threading.enumerate() if thread.name.startswith("pcmoe-")}
+            if left:
+                from pcmoe_det.streaming.pipeline import DETECTOR_THREAD
+
+                left_open.append(opened.pop_all() if DETECTOR_THREAD in left else ExitStack())
 
 
 def stream(arguments: argparse.Namespace, *, load: Callable[[argparse.Namespace], FrameDetector]) -> int:

@@ -115,6 +115,13 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--mot", metavar="FILE", help="write the detections as MOT Challenge text")
     output.add_argument("--crops", metavar="FOLDER", help="write every detection as a picture")
     output.add_argument("--frames", metavar="FOLDER", help="write every frame with boxes as a picture")
+    output.add_argument(
+        "--max-images",
+        type=whole_number(1),
+        metavar="N",
+        help="leave out and count pictures of --crops and of --frames beyond so many; default: the disk is "
+        "the limit",
+    )
     output.add_argument("--summary", metavar="FILE", help="write the final summary as JSON")
     output.add_argument("--show", action="store_true", help="open a window; q closes it and ends")
     output.add_argument("--overwrite", action="store_true", help="replace existing output files")

@@ -67,6 +67,8 @@ def check_outputs(
     from pcmoe_det.streaming import OutputFile
     from pcmoe_det.streaming.window_sink import check_display
 
+    if arguments.max_images is not None and arguments.crops is None and arguments.frames is None:
+        raise UsageError("--max-images needs --crops or --frames")
     taken: dict[Path, str] = {}
     outputs = [StreamOutputs() for _ in locations]
     for number, (location, output) in enumerate(zip(locations, outputs, strict=True), start=1):

@@ -215,6 +215,7 @@ class StreamRun:
         from pcmoe_det.streaming.window_sink import WindowSink
 
         files, folders, overwrite = outputs.files, outputs.folders, self._arguments.overwrite
+        most = self._arguments.max_images
         sinks: list[ResultSink] = []
 
         def add(sink: ResultSink) -> None:
@@ -224,9 +225,11 @@ class StreamRun:
         if "output" in files:
             add(VideoSink(files["output"], frame_rate=source.frame_rate, time_base=source.time_base))
         if "frames" in folders:
-            add(FrameImageSink(make_folder(folders["frames"]), annotated=True, overwrite=overwrite))
+            folder = make_folder(folders["frames"])
+            add(FrameImageSink(folder, annotated=True, overwrite=overwrite, max_images=most))
         if "crops" in folders:
-            add(CropSink(make_folder(folders["crops"]), class_names=class_names, overwrite=overwrite))
+            folder = make_folder(folders["crops"])
+            add(CropSink(folder, class_names=class_names, overwrite=overwrite, max_images=most))
         if self._arguments.show:
             window = WindowSink(f"{source.source_id} - q to quit")
             self._windows.append(window)

@@ -52,7 +52,13 @@ def _change(config: Config, assignments: list[str]) -> None:
         key, separator, value = assignment.partition("=")
         if not separator or not key:
             raise UsageError(f"--set {assignment}: write KEY=VALUE")
-        changes[key] = DictAction._parse_iterable(value)
+        try:
+            changes[key] = DictAction._parse_iterable(value)
+        except (AssertionError, RecursionError) as error:
+            raise UsageError(
+                f"--set {assignment}: the brackets of '{value}' do not match; close every ( and [, and put "
+                "the assignment in quotation marks"
+            ) from error
     try:
         config.merge_from_dict(changes)
     except (KeyError, TypeError, AssertionError, IndexError, AttributeError) as error:

@@ -8,7 +8,8 @@ import signal
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def encoded_frames(
         spool_folder: Where workers keep finished videos until their turn.
 
     Raises:
-        OutputError: A frame cannot be encoded.
+        OutputError: A frame cannot be encoded, or a worker died.
         OSError: The spool folder cannot be written to.
     """
     if workers == 1 or len(videos) == 1:
@@ -66,16 +67,37 @@ def encoded_frames(
     ):
         try:
             paths = [Path(spool) / f"{index}.zip" for index in range(len(videos))]
-            jobs = [
-                pool.submit(_draw_into, video, path, jpeg_quality)
-                for video, path in zip(videos, paths, strict=True)
-            ]
-            for job, path in zip(jobs, paths, strict=True):
+            for job, path in zip(_start_jobs(pool, videos, paths, jpeg_quality), paths, strict=True):
                 job.result()
                 yield from _read_spooled(path)
                 path.unlink()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise OutputError(
+                f"one of {workers} processes that draw has died; was there enough memory? Use fewer --workers"
+            ) from error
+        except BaseException:  # also when the caller wants no more frames
+            _kill_workers(pool)
+            raise
+
+
+def _start_jobs(
+    pool: ProcessPoolExecutor, videos: Sequence[StreetVideo], paths: Sequence[Path], jpeg_quality: int
+) -> list[Future[None]]:
+    """Hand out all videos. The processes that this starts inherit a mask without Ctrl-C."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return [
+            pool.submit(_draw_into, video, path, jpeg_quality)
+            for video, path in zip(videos, paths, strict=True)
+        ]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    """End the processes at once: a shutdown would wait until they have drawn the videos they are at."""
+    for process in list(pool._processes.values()):
+        process.kill()
 
 
 def _prepare_worker() -> None:

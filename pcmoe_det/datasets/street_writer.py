@@ -22,10 +22,13 @@ from pcmoe_det.datasets.street_workers import encoded_frames
 from pcmoe_det.errors import OutputError, UsageError
 from pcmoe_det.structures import SHIFT_CLASSES
 
-__all__ = ["Archive", "write_clip", "write_shift_split"]
+__all__ = ["CLIP_FORMATS", "Archive", "write_clip", "write_shift_split"]
 
 Archive = Literal["zip", "folder", "tar"]
 Progress = Callable[[], None]
+
+# Endings of clips, and what FFmpeg calls these containers.
+CLIP_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
 class _Sink(Protocol):
@@ -239,10 +242,11 @@ def write_clip(
     overwrite: bool = False,
     on_frame: Progress | None = None,
 ) -> Path:
-    """Write ``video`` as an H.264 (yuv420p) mp4 file at its own frame rate.
+    """Write ``video`` as an H.264 (yuv420p) file at its own frame rate.
 
     Args:
-        path: File to write; its folder is made if missing.
+        path: File to write; its ending, one of ``CLIP_FORMATS``, decides the container. Its folder is made
+            if missing.
         video: The video; width and height must be even.
         crf: Quality of x264, 0 (lossless) to 51.
         overwrite: Replace a file that is there.
@@ -252,22 +256,25 @@ def write_clip(
         The path.
 
     Raises:
-        UsageError: An odd size, or ``crf`` outside its range.
+        UsageError: An ending of no container that is written, an odd size, or ``crf`` outside its range.
         OutputError: The file exists already, or cannot be written.
     """
     import av
 
     path = Path(path)
+    container_format = CLIP_FORMATS.get(path.suffix.lower())
+    if container_format is None:
+        raise UsageError(f"the clip {path} must end in one of {', '.join(CLIP_FORMATS)}; give it such a name")
     if video.width % 2 or video.height % 2:
         raise UsageError(f"size {video.width}x{video.height} is odd; H.264 with yuv420p needs even sides")
     if not 0 <= crf <= 51:
         raise UsageError(f"crf {crf} is outside 0 to 51")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} already exists; choose another name or use --overwrite to replace it")
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}.mp4")
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(partial), "w") as container:
+        with av.open(str(partial), "w", format=container_format) as container:
             stream = container.add_stream("libx264", rate=Fraction(video.fps).limit_denominator(1001))
             stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
             stream.options = {"crf": str(crf), "preset": "veryfast"}

@@ -1,9 +1,10 @@
 """The folder that a job writes to: one process at a time, and results appear whole or not at all.
 
-Beside the results it holds ``status.jsonl`` (see ``status``) and ``.pcmoe-process`` with the lock and one
-folder for each attempt. A worker writes into its attempt's folder only; a finished attempt is first noted
-as done and then moved to its place. So a crash between the two loses nothing: the next run finds the note
-and finishes the move. A worker that outlives its job by a moment can spoil nothing either.
+Beside the results it holds ``status.jsonl`` (see ``status``) and ``.pcmoe-process`` with the lock, one
+folder for each attempt and, in ``kept``, what could be put nowhere else. A worker writes into its attempt's
+folder only; a finished attempt is first noted as done and then moved to its place. So a crash between the
+two loses nothing: the next run finds the note and finishes the move. A worker that outlives its job by a
+moment can spoil nothing either.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -141,37 +143,43 @@ class OutputFolder:
         """Give an attempt's results their names. What was moved already stays moved.
 
         Raises:
-            OutputError: One cannot be moved; it stays with the attempt.
+            OutputError: One cannot be moved; it stays with the attempt, where ``keep_partial`` finds it.
         """
         for output in outputs:
             source = self._attempts / attempt / staged_name(output.name)
             if source.exists():
                 self._rename(source, output.name)
 
-    def keep_partial(self, attempt: str, names: Sequence[str]) -> tuple[str, ...]:
-        """Move unfinished results beside where the whole ones would be, as ``<name>.part<ending>``.
+    def keep_partial(self, attempt: str, names: Sequence[str], before: Sequence[str] = ()) -> tuple[str, ...]:
+        """Keep what an attempt has of the outputs ``names``: unfinished results, and whole ones that could
+        not be moved into place.
+
+        They get names beside the outputs, ``<name>.part<ending>``. Where that cannot be, or would replace
+        something else, they go to ``.pcmoe-process/kept``.
+
+        Args:
+            before: What this returned for an earlier attempt. It goes when this attempt has something, and
+                stays when not.
 
         Returns:
-            Their names. What cannot be moved, or would replace something else, is left behind.
+            The names of what is there now. An attempt's file that cannot be moved at all is left behind.
         """
         kept = []
         for name in names:
-            target = Path(name)
-            partial = str(target.with_name(f"{target.stem}.part{target.suffix}"))
-            source = self._attempts / attempt / f"result.part{target.suffix}"
-            if source.exists() and not os.path.lexists(self.path / partial):
-                try:
-                    self.make_parents([partial])
-                    self._rename(source, partial)
-                except OutputError:
-                    continue
-                kept.append(partial)
+            staged = self._attempts / attempt / staged_name(name)
+            for source in (staged, staged.with_stem("result.part")):
+                if source.is_file() and source.stat().st_size:
+                    kept += self._keep(source, attempt, name, before)
+                    break
+        if not kept:
+            return tuple(before)
+        self.drop_partial([name for name in before if name not in kept])
         return tuple(kept)
 
     def drop_partial(self, names: Sequence[str]) -> None:
         """Remove what ``keep_partial`` kept: there is something better now."""
         for name in names:
-            if (self.path / name).is_file():
+            with suppress(OSError):  # it is in nobody's way
                 (self.path / name).unlink()
 
     def end_attempt(self, attempt: str) -> None:
@@ -181,6 +189,20 @@ class OutputFolder:
     def unended_attempts(self) -> frozenset[str]:
         """Attempts whose folders are still there."""
         return frozenset(folder.name for folder in self._attempts.iterdir())
+
+    def _keep(self, source: Path, attempt: str, name: str, before: Sequence[str]) -> list[str]:
+        """Move ``source`` to the first place that takes it; its name there, or none."""
+        beside = str(Path(name).with_name(f"{Path(name).stem}.part{source.suffix}"))
+        for place in (beside, f"{_OWN_FOLDER}/kept/{attempt}{source.suffix}"):
+            if os.path.lexists(self.path / place) and place not in before:
+                continue
+            try:
+                self.make_parents([place])
+                self._rename(source, place)
+            except OutputError:
+                continue
+            return [place]
+        return []
 
     def _rename(self, source: Path, name: str) -> None:
         try:

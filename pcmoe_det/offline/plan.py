@@ -37,6 +37,8 @@ class JobPlan:
 def recover(output: OutputFolder) -> int:
     """Put in order what a killed run left: finish moves that were noted, note the rest as interrupted.
 
+    Whole results that cannot be moved are kept like unfinished ones.
+
     Returns:
         How many files had been under way.
     """
@@ -46,7 +48,10 @@ def recover(output: OutputFolder) -> int:
         if status.state == "started" or (
             status.state == "done" and status.attempt in unended and not _finish_move(status, output)
         ):
-            under_way.append(replace(status, state="interrupted", outputs=(), error="the run was killed"))
+            kept = output.keep_partial(status.attempt, [file.name for file in status.outputs])
+            under_way.append(
+                replace(status, state="interrupted", outputs=(), error="the run was killed", partial=kept)
+            )
     if under_way:
         output.journal.append(*under_way)
     for attempt in unended:

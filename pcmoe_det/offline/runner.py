@@ -135,10 +135,19 @@ class JobRunner:
                 self._end(event)
 
     def _start(self, file: SourceFile) -> None:
+        """Give a file to a worker, unless its results could not be put into their places."""
         attempt = uuid4().hex
         status = FileStatus(
             file.name, "started", attempt, self._settings, fingerprint=fingerprint_of(file.path)
         )
+        try:
+            self._make_room(self._output_names(file))
+        except OutputError as error:
+            before = self._output.journal.partial_of(file.name)
+            status = replace(status, state="failed", error=str(error), partial=before)
+            self._output.journal.append(status)
+            self._note_end(status)
+            return
         self._output.journal.append(status)
         task = FileTask(
             attempt=attempt,
@@ -175,6 +184,9 @@ class JobRunner:
             if first_time:
                 self._again.append(running.file)
         self._output.end_attempt(event.attempt)
+        self._note_end(status)
+
+    def _note_end(self, status: FileStatus) -> None:
         self._frames_ended += status.frames
         self._ended[status.source] = status
         if status.state == "failed":
@@ -194,11 +206,7 @@ class JobRunner:
         try:
             if outcome.error is not None:
                 raise OutputError(outcome.error)
-            for name in names:
-                obstacle = self._output.obstacle(name, overwrite=self._options.overwrite)
-                if obstacle is not None:
-                    raise OutputError(f"{obstacle}; move it away, or use --overwrite and --retry-failed")
-            self._output.make_parents(names)
+            self._make_room(names)
             status = replace(status, state="done", outputs=self._output.staged(attempt, names))
             # From here on it is done: a crash before the move ends is made good by ``recover``.
             self._output.journal.append(status)
@@ -207,11 +215,27 @@ class JobRunner:
         except OutputError as error:
             if status.state == "done" and self._output.journal.latest[status.source] != status:
                 raise  # the status itself cannot be written
-            self._output.drop_partial(before)
-            partial = self._output.keep_partial(attempt, names)
-            status = replace(status, state="failed", outputs=(), error=str(error), partial=partial)
+            partial = self._output.keep_partial(attempt, names, before)
+            reason = str(error)
+            if outcome.error is None and partial:
+                reason += f"; what was made is kept as {', '.join(map(printable, partial))}"
+            status = replace(status, state="failed", outputs=(), error=reason, partial=partial)
             self._output.journal.append(status)
         return status
+
+    def _make_room(self, names: tuple[str, ...]) -> None:
+        """Make the folders of outputs, and see that nothing is in their places that is to stay.
+
+        Raises:
+            OutputError: Something is, or a folder cannot be made.
+        """
+        for name in names:
+            obstacle = self._output.obstacle(name, overwrite=self._options.overwrite)
+            if obstacle is not None:
+                raise OutputError(
+                    f"{obstacle}; move it away or add --overwrite, and run again with --retry-failed"
+                )
+        self._output.make_parents(names)
 
     def _interrupt(self) -> tuple[FileStatus, ...]:
         """Give up what is under way; it is done from its start in the next run."""

@@ -17,7 +17,8 @@ its settings; every other line is one state of one file, the last line of a file
 ``error``            of a failed or interrupted file: one sentence
 ``faults``           damage that did not end the file, counted by cause; only where there is some
 ``outputs``          of a done file: ``name`` (relative to the output folder), ``bytes``, ``mtime_ns``
-``partial``          of a failed file: names of unfinished outputs that were kept
+``partial``          names of outputs that were kept outside their places: unfinished ones of a failed
+                     file, whole ones that could not be moved
 ``retry``            true where a failed file is to be tried again without being asked
 ===================  ============================================================================
 
@@ -189,7 +190,7 @@ class StatusJournal:
         return file in self._written
 
     def partial_of(self, source: str) -> tuple[str, ...]:
-        """Names of the unfinished outputs that the last failure of this file left."""
+        """Names of the outputs outside their places that earlier attempts at this file left."""
         return self._partial.get(source, ())
 
     def settings_of(self, identifier: str) -> Mapping[str, Any] | None:
@@ -220,7 +221,7 @@ class StatusJournal:
     def _take(self, status: FileStatus) -> None:
         self._latest[status.source] = status
         self._written.update(status.outputs)
-        if status.state in ("done", "failed"):
+        if status.state in ("done", "failed") or status.partial:
             self._partial[status.source] = status.partial
 
     def _append(self, records: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from io import FileIO
 from pathlib import Path
 
 from pcmoe_det.errors import OutputError
@@ -16,6 +17,8 @@ __all__ = ["AppendFile"]
 class AppendFile:
     """Appends records to an ``OutputFile``'s temporary file, each one whole or not at all.
 
+    The file is created with the first record, or by the end of a stream that had none.
+
     A record goes to the system in one call, so that a crash of this process costs none that was appended.
     Where the disk is full, what was written of the last record is cut off again.
 
@@ -24,9 +27,6 @@ class AppendFile:
         head: What the file begins with.
         tail: What the file ends with, at every moment: the next record is written over it.
         unit: What a record is called in messages.
-
-    Raises:
-        OutputError: The file cannot be created.
     """
 
     def __init__(
@@ -35,23 +35,20 @@ class AppendFile:
         self._target = target
         self._tail = tail
         self._unit = unit
+        self._head = head
         self._end = 0
-        self._is_used = False
-        self._file = target.create()
+        self._file: FileIO | None = None
         self.count = 0
-        try:
-            self._write(head)
-        except BaseException:
-            self.discard()
-            raise
 
     def append(self, records: bytes, *, count: int = 1) -> None:
         """Append ``count`` records; none (of a frame without detections) still makes the file worth keeping.
 
         Raises:
-            OutputError: They cannot be written; the records before them are in the file.
+            OutputError: They cannot be written, or the file cannot be created; the records before them are in
+                it.
         """
-        self._is_used = True
+        if self._file is None:
+            self._create()
         if records:
             self._write(records)
             self.count += count
@@ -59,26 +56,38 @@ class AppendFile:
     def close(self, outcome: SinkOutcome) -> list[Path]:
         """Finish the file; see ``ResultSink.close``. A stream that got no result and not to its end leaves
         no file."""
+        if self._file is None and outcome == "complete":
+            self._create()
         try:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         except OSError as error:  # network folders report late
             if outcome != "failed":
                 raise OutputError(
                     f"{self._target.path} cannot be finished: {_reason(error)}; "
                     f"what there is: {self._target.partial_path}"
                 ) from error
-        if not self._is_used and outcome != "complete":
-            self._target.discard()
         path = self._target.finish(outcome)
         return [] if path is None else [path]
 
     def discard(self) -> None:
         """Close the file and remove it."""
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
         self._target.discard()
 
+    def _create(self) -> None:
+        """An earlier run's unfinished file stays until there is something to replace it with."""
+        self._file = self._target.create()
+        try:
+            self._write(self._head)
+        except BaseException:
+            self.discard()
+            raise
+
     def _write(self, data: bytes) -> None:
+        assert self._file is not None  # for the type checker
         try:
             _write_at(self._file.fileno(), data + self._tail, self._end)
         except OSError as error:
@@ -91,6 +100,7 @@ class AppendFile:
 
     def _take_back(self) -> None:
         """Cut off what did not fit; the tail takes the room that it had before."""
+        assert self._file is not None  # for the type checker
         with contextlib.suppress(OSError):
             os.truncate(self._file.fileno(), self._end)
             _write_at(self._file.fileno(), self._tail, self._end)

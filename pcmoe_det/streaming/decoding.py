@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import av
@@ -14,6 +15,7 @@ from pcmoe_det.errors import SourceError
 __all__ = [
     "LARGEST_PICTURE_PIXELS",
     "LARGEST_SIDE_PIXELS",
+    "PacketTally",
     "check_picture_size",
     "choose_video_stream",
     "missing_frames",
@@ -28,6 +30,7 @@ LARGEST_PICTURE_PIXELS = 100_000_000
 # instead of 2.4 at 1920 x 1080, 0.9 instead of 0.2 at 416 x 256. Before, it was one thread.
 _ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
+_SHORT_FRAMES = 1.5
 
 
 def check_picture_size(width: int, height: int, *, what: str) -> None:
@@ -59,25 +62,61 @@ def choose_video_stream(container: Any, *, what: str) -> Any:
     raise SourceError(f"{what} holds no video that can be decoded; give a video")
 
 
-def missing_frames(container: Any, stream: Any, *, taken_count: int, end_seconds: float) -> int:
+@dataclass
+class PacketTally:
+    """What became of a file's packets.
+
+    Attributes:
+        read: Packets that hold something.
+        discarded: Of them, those before the beginning of a trimmed video: decoded for the others, not shown.
+        lost: Of them, those that could not be decoded.
+    """
+
+    read: int = 0
+    discarded: int = 0
+    lost: int = 0
+
+    def add(self, packet: Any) -> None:
+        """Count a packet of PyAV."""
+        if packet.size:
+            self.read += 1
+            self.discarded += bool(packet.is_discard)
+
+
+def missing_frames(
+    container: Any, stream: Any, *, tally: PacketTally, decoded_count: int, end_seconds: float
+) -> int:
     """How many frames a file announces and did not hold, once it is read to its end.
 
-    Most containers count their frames. Matroska has its length in the header instead.
+    Most containers count their frames, those too that an edit list cuts off at the beginning or at the end.
+    Matroska has its length in the header instead.
 
     Args:
         container: As PyAV opened it.
         stream: The video in it.
-        taken_count: Frames decoded, and packets that could not be.
+        tally: Of its packets.
+        decoded_count: Frames decoded.
         end_seconds: When the last frame ended, by its time stamp.
     """
-    if stream.frames:
-        return max(0, int(stream.frames) - taken_count)
     rate = stream.average_rate or stream.guessed_rate
+    if stream.frames:
+        cut_off = tally.discarded
+        if rate and _is_at_its_end(stream, end_seconds, float(rate)):
+            cut_off += max(0, int(stream.frames) - tally.read)
+        return max(0, int(stream.frames) - decoded_count - tally.lost - cut_off)
     if "matroska" not in container.format.name or not rate:
         return 0
     missing = (_announced_seconds(container, stream) - end_seconds) * float(rate)
     # Times in Matroska are whole milliseconds, and how long the last frame lasts need not be known.
-    return round(missing) if missing > 1.5 else 0
+    return round(missing) if missing > _SHORT_FRAMES else 0
+
+
+def _is_at_its_end(stream: Any, end_seconds: float, rate: float) -> bool:
+    """Whether the frames last as long as the container says that the (trimmed) video does."""
+    if not stream.duration or not stream.time_base:
+        return False
+    announced_seconds = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    return (announced_seconds - end_seconds) * rate <= _SHORT_FRAMES
 
 
 def _announced_seconds(container: Any, stream: Any) -> float:

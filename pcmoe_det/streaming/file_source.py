@@ -14,6 +14,7 @@ import av
 
 from pcmoe_det.errors import SourceError
 from pcmoe_det.streaming.decoding import (
+    PacketTally,
     check_picture_size,
     choose_video_stream,
     missing_frames,
@@ -22,7 +23,7 @@ from pcmoe_det.streaming.decoding import (
     to_upright_bgr,
 )
 from pcmoe_det.streaming.faults import FaultCounter
-from pcmoe_det.streaming.sources import SourceOptions
+from pcmoe_det.streaming.sources import SourceOptions, printable_path
 from pcmoe_det.structures import Frame
 
 __all__ = ["FileSource"]
@@ -70,7 +71,7 @@ class FileSource:
         self._clock = clock
         self._faults = FaultCounter()
         self._interrupted = False
-        self._lost_packets = 0
+        self._packets = PacketTally()
         _check_regular_file(self._path)
         self._container = _open_container(self._path, options)
         try:
@@ -92,7 +93,7 @@ class FileSource:
 
     @property
     def source_id(self) -> str:
-        return str(self._path)
+        return printable_path(self._path)
 
     @property
     def frame_rate(self) -> Fraction | None:
@@ -131,7 +132,7 @@ class FileSource:
                 yield Frame(
                     image=to_upright_bgr(picture),
                     source_id=self.source_id,
-                    frame_index=decoded_count + self._lost_packets,
+                    frame_index=decoded_count + self._packets.lost,
                     pts_seconds=None if picture.pts is None else float(picture.pts * picture.time_base),
                     captured_at_seconds=self._clock(),
                 )
@@ -146,7 +147,8 @@ class FileSource:
         missing = missing_frames(
             self._container,
             self._stream,
-            taken_count=decoded_count + self._lost_packets,
+            tally=self._packets,
+            decoded_count=decoded_count,
             end_seconds=end_seconds,
         )
         if missing > 0 and not self._interrupted:
@@ -184,11 +186,12 @@ class FileSource:
                 _log.info("%s: %s; reading on", self._path, error)
                 packets = self._container.demux(self._stream)
                 continue
+            self._packets.add(packet)
             try:
                 pictures = packet.decode()
             except av.error.FFmpegError as error:
                 self._faults.add("undecodable")
-                self._lost_packets += 1
+                self._packets.lost += 1
                 _log.info("%s: a packet cannot be decoded: %s", self._path, error)
                 continue
             yield from pictures

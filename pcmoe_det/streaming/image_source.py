@@ -6,12 +6,14 @@ import glob
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic
 
 from pcmoe_det.errors import SourceError
 from pcmoe_det.streaming.faults import FaultCounter
+from pcmoe_det.streaming.sources import printable_path
 from pcmoe_det.streaming.still_pictures import PICTURE_SUFFIXES, read_still_picture
 from pcmoe_det.structures import Frame
 
@@ -63,7 +65,7 @@ class ImageSource:
 
     @property
     def source_id(self) -> str:
-        return self._location
+        return printable_path(self._location)
 
     @property
     def frame_count(self) -> int | None:
@@ -76,11 +78,13 @@ class ImageSource:
 
     def __iter__(self) -> Iterator[Frame]:
         while not self._interrupted:
+            is_first = self._first is not None
             frame = self._first or next(self._frames, None)
             if frame is None:
                 break
             self._first = None
-            yield frame
+            # Read when it was opened: only now it is on its way.
+            yield replace(frame, captured_at_seconds=self._clock()) if is_first else frame
         unreadable = self._faults.as_dict().get("unreadable", 0)
         if unreadable > _LOGGED_PICTURES:
             _log.warning("%s: %d pictures in all cannot be read", self._location, unreadable)
@@ -105,7 +109,7 @@ class ImageSource:
                 continue
             yield Frame(
                 image=image,
-                source_id=self._location,
+                source_id=self.source_id,
                 frame_index=index,
                 pts_seconds=None,
                 captured_at_seconds=self._clock(),

@@ -75,9 +75,6 @@ class JsonLinesSink:
     Args:
         target: Where to write; see ``OutputFile`` for what a failure leaves behind.
         class_names: Names by class id.
-
-    Raises:
-        OutputError: The file cannot be created.
     """
 
     stage = "jsonl"

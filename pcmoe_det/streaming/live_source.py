@@ -31,8 +31,9 @@ class LiveSource:
     """A source whose connection is opened again whenever it is lost.
 
     Lost means: it failed, it ended though it is live, it gave no picture for ``read_timeout_seconds``, or it
-    is frozen (the same picture for ``frozen_after_seconds``). A connection that is given up is never waited
-    for: see ``ConnectionThread``.
+    is frozen (the same picture for ``frozen_after_seconds``). If what comes back is finite (a live playlist
+    that has become a recording), the live source has ended, and the recording is not played. A connection
+    that is given up is never waited for: see ``ConnectionThread``.
 
     ``pts_seconds`` counts from the first frame, by the sender's stamps where it has some, and goes on over
     losses by the capture clock. Of a source that is not live (a file on a server) the stamps are the
@@ -71,6 +72,7 @@ class LiveSource:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._loss: tuple[float, float | None] = (0.0, None)  # seconds of those overcome, start of this one
+        self._has_ended = False
         self._facts = ConnectionFacts()
         self._connection = self._open()
         self.is_live = self._facts.is_live
@@ -122,6 +124,8 @@ class LiveSource:
                     return
                 lost_at_seconds = self._last_seconds(last, lost_at_seconds, connection)
                 connection = self._reopen(connection, why, lost_at_seconds, frame_count=frame_count)
+                if self._has_ended:
+                    return
                 continue
             gap = _gap_before(picture, last, lost_at_seconds) if self.is_live else None
             if lost_at_seconds is not None:
@@ -148,6 +152,8 @@ class LiveSource:
             ):
                 lost_at_seconds = picture.captured_at_seconds
                 connection = self._reopen_frozen(connection, lost_at_seconds, frame_count=frame_count)
+                if self._has_ended:
+                    return
 
     def interrupt(self) -> None:
         self._stop.set()
@@ -193,7 +199,7 @@ class LiveSource:
         frame_count: int,
         log_level: int = logging.WARNING,
     ) -> ConnectionThread:
-        """Another connection, with a picture; the lost one if interrupted meanwhile.
+        """Another connection, with a picture; the lost one if interrupted meanwhile. Sets ``_has_ended``.
 
         Raises:
             SourceError: The limit of attempts is reached, or a source that is not live was lost.
@@ -230,6 +236,11 @@ class LiveSource:
                 self._faults.add("failed_reconnects")
                 _log.info("%s: attempt %d: %s", self._source_id, self._backoff.attempts, error)
                 continue
+            if connection.facts is not None and not connection.facts.is_live:
+                connection.abandon()
+                _log.info("%s has ended: what is there now is a recording", self._source_id)
+                self._has_ended = True
+                return connection
             if not self._stop.is_set():
                 self._succeeded(connection)
                 lost_seconds = (connection.first_at_seconds or lost_at_seconds) - lost_at_seconds

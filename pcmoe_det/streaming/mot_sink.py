@@ -9,13 +9,12 @@ beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcmoe_det.errors import UsageError
 from pcmoe_det.streaming.append_file import AppendFile
 from pcmoe_det.streaming.output_files import OutputFile
 from pcmoe_det.streaming.record_files import FrameRecord
@@ -30,14 +29,9 @@ class MotFile:
 
     Args:
         target: Where to write.
-        only_classes: Leave out detections of all other classes; None keeps all.
-
-    Raises:
-        OutputError: The file cannot be created.
     """
 
-    def __init__(self, target: OutputFile, *, only_classes: Collection[str] | None = None) -> None:
-        self._only_classes = None if only_classes is None else frozenset(only_classes)
+    def __init__(self, target: OutputFile) -> None:
         self._file = AppendFile(target, unit="lines")
 
     @property
@@ -53,8 +47,6 @@ class MotFile:
         """
         lines = []
         for found in record.detections:
-            if self._only_classes is not None and found.category not in self._only_classes:
-                continue
             left, top, right, bottom = found.bbox_xyxy
             lines.append(
                 f"{record.frame_index + 1},{found.track_id},{left + 1:.2f},{top + 1:.2f},"
@@ -77,24 +69,14 @@ class MotSink:
     Args:
         target: Where to write; see ``OutputFile`` for what a failure leaves behind.
         class_names: Names by class id.
-        only_classes: Leave out detections of all other classes; None keeps all.
-
-    Raises:
-        OutputError: The file cannot be created.
-        UsageError: One of ``only_classes`` is not in ``class_names``.
     """
 
     stage = "mot"
     needs_picture = False
 
-    def __init__(
-        self, target: OutputFile, *, class_names: Sequence[str], only_classes: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, target: OutputFile, *, class_names: Sequence[str]) -> None:
         self._class_names = tuple(class_names)
-        for name in only_classes or ():
-            if name not in self._class_names:
-                raise UsageError(f"the class {name!r} is none of {', '.join(self._class_names)}")
-        self._file = MotFile(target, only_classes=only_classes)
+        self._file = MotFile(target)
 
     def write(self, result: FrameResult, picture: NDArray[np.uint8] | None) -> None:  # noqa: ARG002
         self._file.append(FrameRecord.from_result(result, class_names=self._class_names))

@@ -13,6 +13,7 @@ import av
 from pcmoe_det.errors import SourceError
 from pcmoe_det.streaming.addresses import Address, parse_address
 from pcmoe_det.streaming.decoding import (
+    PacketTally,
     check_picture_size,
     choose_video_stream,
     missing_frames,
@@ -41,8 +42,9 @@ class NetworkSource(LiveSource):
 
     ``is_live`` is True for RTSP and UDP, and for HTTP unless the server announces a length (a file, or one
     picture) or a playlist has an end: those are read like a file, every frame once, until their end. HTTP
-    without a length (multipart MJPEG, MPEG-TS) is a live stream, and its end a loss. Files on a server that
-    allows ranges survive a lost connection inside FFmpeg, without losing a frame.
+    without a length (multipart MJPEG, MPEG-TS) is a live stream, and its end a loss, unless what comes back
+    is a recording (a live playlist that got its end). Files on a server that allows ranges survive a lost
+    connection inside FFmpeg, without losing a frame.
 
     What carries no time stamps of its own (MJPEG) gets its ``pts_seconds`` from the capture clock. A live
     playlist (HLS) comes in segments of several seconds; their pictures are given at the pace of their stamps.
@@ -114,7 +116,7 @@ class _NetworkConnection:
 
     def pictures(self) -> Iterator[Picture]:
         decoded_count = 0
-        lost_count = 0
+        tally = PacketTally()
         end_seconds = 0.0
         packets = self._container.demux(self._stream)
         while True:
@@ -124,22 +126,27 @@ class _NetworkConnection:
                 raise SourceError(_sentence(error, self._read_timeout_seconds)) from None
             if packet is None:
                 break
+            tally.add(packet)
             try:
                 decoded = packet.decode()
             except av.error.FFmpegError:
                 # Whoever comes in the middle of a stream waits for the next whole picture: no fault.
                 if decoded_count or not self._facts.is_live:
                     self._faults.add("undecodable")
-                    lost_count += 1
+                    tally.lost += 1
                 continue
             for picture in decoded:
-                yield self._picture(picture, index=decoded_count + lost_count)
+                yield self._picture(picture, index=decoded_count + tally.lost)
                 decoded_count += 1
                 if picture.pts is not None:
                     end_seconds = float((picture.pts + (picture.duration or 0)) * picture.time_base)
         if not self._facts.is_live:
             missing = missing_frames(
-                self._container, self._stream, taken_count=decoded_count + lost_count, end_seconds=end_seconds
+                self._container,
+                self._stream,
+                tally=tally,
+                decoded_count=decoded_count,
+                end_seconds=end_seconds,
             )
             self._faults.add("missing", missing)
 

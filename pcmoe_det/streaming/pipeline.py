@@ -35,7 +35,10 @@ from pcmoe_det.streaming.stages import detect_in_turn, read_frames, render_resul
 from pcmoe_det.streaming.summary import StreamSummary
 from pcmoe_det.structures import AccountingDetector, FrameDetector
 
-__all__ = ["StreamPipeline"]
+__all__ = ["DETECTOR_THREAD", "StreamPipeline"]
+
+DETECTOR_THREAD = "pcmoe-detector"
+"""Name of the thread that runs the model."""
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +113,7 @@ class StreamPipeline:
         ]
         self._readers = [self._thread("reader", n, lane) for n, lane in enumerate(self._lanes, start=1)]
         self._renderers = [self._thread("renderer", n, lane) for n, lane in enumerate(self._lanes, start=1)]
-        self._detector_thread = threading.Thread(target=self._detect, name="pcmoe-detector", daemon=True)
+        self._detector_thread = threading.Thread(target=self._detect, name=DETECTOR_THREAD, daemon=True)
 
     def start(self) -> None:
         """Start the threads."""

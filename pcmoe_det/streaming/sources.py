@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol
 
 from pcmoe_det.errors import UsageError
 from pcmoe_det.structures import Frame
 
-__all__ = ["FrameSource", "SourceOptions"]
+__all__ = ["FrameSource", "SourceOptions", "printable_path"]
+
+
+def printable_path(path: str | Path) -> str:
+    """A path as text that every output can hold: bytes that are no UTF-8 are written as ``\\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

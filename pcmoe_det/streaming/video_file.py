@@ -41,7 +41,8 @@ def container_options(suffix: str, time_base: Fraction) -> tuple[str, dict[str, 
         return "matroska", {"cluster_time_limit": str(_FRAGMENT_MICROSECONDS // 1000)}
     return "mp4", {
         # The header waits for the first fragment, because only then the first time stamp is known.
-        "movflags": "+frag_keyframe+empty_moov+delay_moov+default_base_moof",
+        # A closing index of fragments would grow in memory for as long as the file does.
+        "movflags": "+frag_keyframe+empty_moov+delay_moov+default_base_moof+skip_trailer",
         "frag_duration": str(_FRAGMENT_MICROSECONDS),
         "movie_timescale": str(time_base.denominator),
     }

@@ -175,6 +175,29 @@ def test_wrong_arguments_give_one_line(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("output", "code", "reason"),
+    [
+        (["--mot", "found.jsonl"], 1, "the output found.part.jsonl is the input found.part.jsonl"),
+        (["--coco", "found.jsonl"], 1, "the output found.part.jsonl is the input found.part.jsonl"),
+        (["--coco", "new.json", "--mot", "new.part.json"], 2, "--coco and --mot both write new.part.json"),
+        (["--coco", "new.json", "--mot", "new.categories.json"], 2, "both write new.categories.json"),
+        (["--mot", "in.truth.json", "--categories", "in.truth.json"], 1, "is the input in.truth.json"),
+    ],
+)
+def test_an_input_is_not_written_over_by_a_temporary_file(
+    tmp_path: Path, lines: Path, monkeypatch: pytest.MonkeyPatch, output: list[str], code: int, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.truth.json").write_text('{"categories": [{"id": 1, "name": "car"}]}')
+    lines.rename("found.part.jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    outcome = run_command("convert_results", "found.part.jsonl", *output, "--overwrite")
+    assert outcome.code == code
+    assert reason in outcome.error_line()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_no_such_input(tmp_path: Path) -> None:
     outcome = run_command("convert_results", tmp_path / "no.jsonl", "--mot", tmp_path / "out.txt")
     assert outcome.code == 1

@@ -65,6 +65,16 @@ def test_bad_values_end_with_one_line(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("name", ["x.m4v", "x.avi", "x.WEBM"])
+def test_clips_of_other_kinds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(monkeypatch, "--output", tmp_path / name, "--size", "128x80", "--frames", "1") == 2
+    error = capsys.readouterr().err
+    assert f"clips are not written as {Path(name).suffix.lower()}; use .mp4, .mov, .mkv" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_clip_holds_one_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ def test_a_packed_model_under_a_budget(tmp_path: Path) -> None:
         assert all(record["accounting"]["resident_expert_bytes"] > 0 for record in records)
 
 
+@pytest.mark.timeout(240)
 def test_results_do_not_depend_on_the_files_before(tmp_path: Path) -> None:
     weights = save_tiny(tmp_path / "tiny.safetensors")
     folder = make_videos(tmp_path / "in", ["a.mp4"], frames=8)

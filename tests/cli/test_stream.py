@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -234,6 +237,39 @@ def test_an_end_while_the_model_closes_is_one_line(
     assert outcome.code == code
     assert outcome.err.strip() == line
     assert closed == [True]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("thread_left", "is_closed"), [("pcmoe-connection-cam", True), ("pcmoe-detector", False)]
+)
+def test_model_and_trace_are_closed_unless_the_detector_is_busy(
+    monkeypatch: pytest.MonkeyPatch, thread_left: str, is_closed: bool
+) -> None:
+    closed: list[bool] = []
+
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(for_frames=StandInDetector)
+        closed.append(True)
+
+    def run(arguments: argparse.Namespace, *, load: Callable[[argparse.Namespace], object]) -> int:
+        load(arguments)
+        return 0
+
+    monkeypatch.setattr(command, "open_detector", opened)
+    monkeypatch.setattr(command, "stream", run)
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait, args=(20,), name=thread_left, daemon=True)
+    thread.start()
+    left_open: list[ExitStack] = []
+    arguments = command._parser().parse_args(["--source", "x.mp4"])
+    assert command._stream_and_close(arguments, left_open) == 0
+    assert bool(closed) == is_closed
+    assert len(left_open) == 1  # the process ends without cleaning up under the thread
+    go_on.set()
+    thread.join(10)
+    left_open[0].close()
 
 
 @pytest.mark.timeout(60)

@@ -46,6 +46,12 @@ def test_one_source_takes_names_as_they_are_and_folders(tmp_path: Path) -> None:
     ]
 
 
+def test_a_limit_of_pictures_needs_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--max-images needs --crops or --frames"):
+        _names(["a.mp4"], "--max-images", 5, "--jsonl", tmp_path / "x.jsonl")
+    assert _names(["a.mp4"], "--max-images", 5, "--crops", tmp_path / "crops") == [{}]
+
+
 def test_several_sources_need_names_of_their_own(tmp_path: Path) -> None:
     several: list[str | int] = ["a.mp4", "b.mp4", 0]
     assert _names(several, "--jsonl", tmp_path / "{source}.jsonl", "--mot", tmp_path / "{n}.txt") == [

@@ -244,6 +244,8 @@ def test_a_checkpoint_that_cannot_be_resumed(tmp_path: Path, tiny_run: TinyRun, 
     ("arguments", "code", "reason"),
     [
         (["--set", "model.backbone.embed_dims"], 2, "write KEY=VALUE"),
+        (["--set", "model.backbone.depths=[1,2"], 2, "the brackets of '[1,2' do not match"),
+        (["--set", "model.backbone.depths=),("], 2, "the brackets of '),(' do not match"),
         (["--set", "model.backbone.depths.9.x=1"], 2, "the config has no such place"),
         (["--set", "model.backbone.windowsize=8"], 2, "windowsize"),
         (["--set", "model.backbone.type=SwinnMoE"], 2, "SwinnMoE"),

@@ -151,6 +151,24 @@ def test_clip_has_all_frames_at_its_rate(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.parametrize(
+    ("name", "start"), [("c.mov", b"ftypqt"), ("c.MKV", b"\x1a\x45\xdf\xa3"), ("c.mp4", b"ftypisom")]
+)
+def test_the_ending_of_a_clip_decides_the_container(tmp_path: Path, name: str, start: bytes) -> None:
+    path = write_clip(tmp_path / name, videos(1, fps=12.5)[0])
+    assert start in path.read_bytes()[:16]
+    with av.open(str(path)) as container:
+        assert float(container.streams.video[0].average_rate or 0) == pytest.approx(12.5)
+        assert sum(1 for _ in container.decode(video=0)) == NUM_FRAMES
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_other_endings_of_clips_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"c\.avi must end in one of \.mp4, \.mov, \.mkv"):
+        write_clip(tmp_path / "c.avi", videos(1)[0])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_odd_sizes_of_clips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="161x96"):
         write_clip(tmp_path / "clip.mp4", videos(1, width=161)[0])

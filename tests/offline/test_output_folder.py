@@ -92,6 +92,8 @@ def test_what_somebody_put_there_meanwhile_stays(tmp_path: Path) -> None:
     with OutputFolder(tmp_path) as output:
         assert recover(output) == 1
         assert output.journal.latest["s/a.mp4"].state == "interrupted"
+        assert output.journal.partial_of("s/a.mp4") == ("s/a.mp4.part.jsonl",)
+        assert (tmp_path / "s" / "a.mp4.part.jsonl").read_text() == "whole"
         assert "not made by this job" in str(output.obstacle("s/a.mp4.jsonl", overwrite=False))
         assert output.obstacle("s/a.mp4.jsonl", overwrite=True) is None
     assert (tmp_path / "s" / "a.mp4.jsonl").read_text() == "somebody's own"
@@ -117,7 +119,35 @@ def test_unfinished_results_are_kept_beside(tmp_path: Path) -> None:
         assert output.keep_partial("a1", names) == ("s/a.mp4.part.jsonl",)
         assert (tmp_path / "s" / "a.mp4.part.jsonl").read_text() == "first lines"
         (output.start_attempt("a2") / "result.part.jsonl").write_text("others")
-        assert output.keep_partial("a2", names) == ()
+        assert output.keep_partial("a2", names) == (".pcmoe-process/kept/a2.jsonl",)
         assert (tmp_path / "s" / "a.mp4.part.jsonl").read_text() == "first lines"
+        assert (tmp_path / ".pcmoe-process" / "kept" / "a2.jsonl").read_text() == "others"
         output.drop_partial(["s/a.mp4.part.jsonl", "s/gone"])
         assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_what_was_kept_stays_until_an_attempt_leaves_something(tmp_path: Path) -> None:
+    names = ["a.mp4.jsonl", "a.mp4.mp4"]
+    with OutputFolder(tmp_path) as output:
+        folder = output.start_attempt("a1")
+        (folder / "result.part.jsonl").write_text("first lines")
+        (folder / "result.part.mp4").write_text("first pictures")
+        before = output.keep_partial("a1", names)
+        assert before == ("a.mp4.part.jsonl", "a.mp4.part.mp4")
+        (output.start_attempt("a2") / "result.part.jsonl").touch()
+        assert output.keep_partial("a2", names, before) == before
+        assert (tmp_path / "a.mp4.part.jsonl").read_text() == "first lines"
+        staged(output, "a3", "all lines")
+        assert output.keep_partial("a3", names, before) == ("a.mp4.part.jsonl",)
+        assert (tmp_path / "a.mp4.part.jsonl").read_text() == "all lines"
+        assert not (tmp_path / "a.mp4.part.mp4").exists()  # of another attempt than the lines
+
+
+def test_a_result_whose_folder_has_gone_is_kept_elsewhere(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as output:
+        (tmp_path / "s").touch()
+        staged(output, "a1", "whole")
+        kept = output.keep_partial("a1", ["s/a.mp4.jsonl"])
+        assert [(tmp_path / name).read_text() for name in kept] == ["whole"]
+        output.end_attempt("a1")
+        assert [(tmp_path / name).read_text() for name in kept] == ["whole"]

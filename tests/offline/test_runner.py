@@ -175,6 +175,23 @@ def test_what_a_failing_detector_leaves_is_kept_until_there_is_better(tmp_path: 
     assert job.written() == ["a.mp4.jsonl"]
 
 
+def test_a_second_failure_that_leaves_nothing_keeps_what_the_first_one_left(tmp_path: Path) -> None:
+    job = Job(tmp_path, "a.mp4")
+    job.run(InlinePool(opener=StandInOpener(raises_at=3)))
+    whole = (job.folder / "a.mp4").read_bytes()
+    job.options = JobOptions(job.folder, job.results, retry_failed=True)
+    for content in (b"this is no video" * 50, b"nor is this" * 50):
+        (job.folder / "a.mp4").write_bytes(content)
+        assert "is not a video" in str(job.run(InlinePool()).failed[0].error)
+        assert lines_of(job.results / "a.mp4.part.jsonl") == [0, 1, 2]
+        assert job.status()["a.mp4"]["partial"] == ["a.mp4.part.jsonl"]
+    (job.folder / "a.mp4").write_bytes(whole)
+    job.run(InlinePool(opener=StandInOpener(raises_at=1)))
+    assert lines_of(job.results / "a.mp4.part.jsonl") == [0]
+    assert job.run(InlinePool()).done == 1
+    assert job.written() == ["a.mp4.jsonl"]
+
+
 def test_a_worn_worker_says_so(tmp_path: Path) -> None:
     job = Job(tmp_path, "a.mp4")
     task = FileTask("a1", job.folder / "a.mp4", tmp_path, video=False, score_threshold=0, max_frames=None)
@@ -265,7 +282,51 @@ def test_a_file_that_somebody_puts_in_the_way_is_not_replaced(tmp_path: Path) ->
 
     report = job.run(InlinePool(put))
     assert "was not made by this job" in str(report.failed[0].error)
+    assert str(report.failed[0].error).endswith("; what was made is kept as a.mp4.part.jsonl")
     assert (job.results / "a.mp4.jsonl").read_text() == "somebody's own"
+    assert lines_of(job.results / "a.mp4.part.jsonl") == [0, 1, 2, 3, 4, 5]
+    assert job.status()["a.mp4"]["partial"] == ["a.mp4.part.jsonl"]
+    (job.results / "a.mp4.jsonl").unlink()
+    job.options = JobOptions(job.folder, job.results, retry_failed=True)
+    assert job.run(InlinePool()).done == 1
+    assert job.written() == ["a.mp4.jsonl"]
+
+
+def test_a_whole_result_that_cannot_be_renamed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(tmp_path, "a.mp4", video=True)
+    replace = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target == job.results / "a.mp4.mp4":
+            raise OSError(5, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    report = job.run(InlinePool())
+    assert "cannot be moved to" in str(report.failed[0].error)
+    assert job.written() == ["a.mp4.jsonl", "a.mp4.part.mp4"]
+    assert len(read_clip(job.results / "a.mp4.part.mp4")[0]) == 6
+    monkeypatch.undo()
+    job.options = JobOptions(job.folder, job.results, video=True, retry_failed=True)
+    assert job.run(InlinePool()).done == 1
+    assert job.written() == ["a.mp4.jsonl", "a.mp4.mp4"]
+
+
+def test_a_file_whose_place_is_taken_is_not_begun(tmp_path: Path) -> None:
+    job = Job(tmp_path, "a.mp4", "b.mp4", "sub/c.mp4")
+
+    def put(name: str) -> None:
+        (job.results / "b.mp4.jsonl").write_text("somebody's own")
+
+    pool = InlinePool(put)
+    report = job.run(pool)
+    assert pool.asked == ["a.mp4", "c.mp4"]
+    assert [(status.source, status.frames) for status in report.failed] == [("b.mp4", 0)]
+    assert "was not made by this job; move it away" in str(report.failed[0].error)
+    assert job.status()["b.mp4"]["state"] == "failed"
+    assert job.written() == ["a.mp4.jsonl", "b.mp4.jsonl", "sub/c.mp4.jsonl"]
 
 
 def test_a_source_that_changes_while_it_is_read_fails_and_is_done_again(tmp_path: Path) -> None:
@@ -296,6 +357,7 @@ def test_a_folder_that_cannot_be_made_fails_its_files_only(tmp_path: Path) -> No
     report = job.run(pool)
     assert report.done == 1
     assert "cannot be" in str(report.failed[0].error)
+    assert pool.asked == ["a.mp4"]
 
 
 def test_a_status_that_cannot_be_written_ends_the_job(

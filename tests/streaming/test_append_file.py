@@ -24,7 +24,7 @@ def _array(tmp_path: Path) -> AppendFile:
 def test_the_file_is_whole_after_every_record(tmp_path: Path) -> None:
     file = _array(tmp_path)
     part = tmp_path / "out.part.json"
-    assert part.read_bytes() == b"[]\n"
+    assert not part.exists()  # an earlier run's would stay until there is something to write
     for count, text in enumerate((b"1", b",2", b",3"), start=1):
         file.append(text)
         assert json.loads(part.read_bytes()) == [1, 2, 3][:count]
@@ -76,8 +76,17 @@ def test_a_head_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(append_file.os, "pwrite", pwrite)
     with pytest.raises(OutputError, match="No space left"):
-        _array(tmp_path)
+        _array(tmp_path).append(b"1")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("outcome", ["interrupted", "failed"])
+def test_an_earlier_runs_file_stays_while_there_is_nothing_to_replace_it(tmp_path: Path, outcome) -> None:
+    part = tmp_path / "out.part.json"
+    part.write_text("hours of work")
+    file = AppendFile(OutputFile(tmp_path / "out.json", overwrite=True))
+    assert file.close(outcome) == []
+    assert part.read_text() == "hours of work"
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,42 @@ def test_frames_cut_off_are_reported_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+def _trimmed(clip: Path, path: Path, *, first: int, last: int) -> Path:
+    """A copy whose edit list shows frames ``first`` to ``last`` only, as a trim without encoding makes it."""
+    with av.open(str(clip)) as whole, av.open(str(path), "w") as copy:
+        stream = whole.streams.video[0]
+        target = copy.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is None:
+                continue
+            shift = int(first / 25 / packet.time_base)
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, target
+            copy.mux(packet)
+    content = bytearray(path.read_bytes())
+    edits = content.index(b"elst") + 4  # version and flags, number of entries, then duration, start, rate
+    assert int.from_bytes(content[edits + 4 : edits + 8], "big") == 1
+    shown = int.from_bytes(content[edits + 8 : edits + 12], "big") * (last + 1 - first) // (12 - first)
+    content[edits + 8 : edits + 12] = shown.to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("first", "last"), [(4, 11), (0, 7), (3, 8)])
+def test_a_trimmed_video_is_not_damaged(tmp_path: Path, first: int, last: int) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", codec="mpeg4")
+    source = FileSource(_trimmed(clip, tmp_path / "trimmed.mp4", first=first, last=last))
+    assert [index_of(frame.image) for frame in source] == list(range(first, last + 1))
+    assert source.faults == {}
+
+
+def test_a_name_that_is_no_utf8_is_printable(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "stra") + b"\xdfe.mp4"))
+    make_clip(tmp_path / "clip.mp4").rename(path)
+    source = FileSource(path)
+    assert source.source_id.endswith("stra\\xdfe.mp4")
+    assert {frame.source_id for frame in source} == {source.source_id}
+
+
 def test_random_damage_never_escapes_as_something_else(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "clip.mp4", ticks=range(24), width=160, height=120).read_bytes()
     chance = random.Random(3)

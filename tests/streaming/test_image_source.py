@@ -45,6 +45,15 @@ def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
     assert source.source_id == str(tmp_path)
 
 
+def test_the_clock_of_a_picture_starts_when_it_is_asked_for(tmp_path: Path) -> None:
+    for index in (0, 1):
+        _write(tmp_path / f"{index}.png", index)
+    now = [10.0]
+    source = ImageSource(tmp_path, clock=lambda: now[0])
+    now[0] = 25.0  # a model was loaded meanwhile
+    assert [frame.captured_at_seconds for frame in source] == [25.0, 25.0]
+
+
 def test_a_pattern_is_read_in_natural_order(tmp_path: Path) -> None:
     for index in (0, 2, 10, 1):
         _write(tmp_path / f"a{index}" / f"x{index}.png", index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -189,6 +190,15 @@ def test_a_file_on_a_server_ends_at_its_end() -> None:
     assert [frame.pts_seconds for frame in frames] == [0.0, 0.1, 0.4]
     assert not source.is_live
     assert not spare.opened.is_set()
+
+
+@pytest.mark.parametrize("end", [[], [SourceError("reset")]])
+def test_a_live_source_that_has_become_a_recording_has_ended(end) -> None:
+    first = Script(_picture(0.0), _picture(1.0), *end)
+    again = Script(*(replace(_picture(index / 10), index=index) for index in range(3)), is_live=False)
+    first.go.set()
+    frames = list(_source(first, again))
+    assert [frame.frame_index for frame in frames] == [0, 1]
 
 
 def test_a_file_on_a_server_that_breaks_off_is_an_error() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from pcmoe_det.errors import UsageError
 from pcmoe_det.streaming import OutputFile
 from pcmoe_det.streaming.mot_sink import MotSink
 from pcmoe_det.structures import Detections, FrameResult
@@ -36,20 +34,6 @@ def test_lines_are_as_the_format_says(tmp_path: Path) -> None:
         "1,-1,2.25,3.50,2.50,7.50,0.2500,-1,-1,-1\n"
         "7,-1,6.00,7.00,2.00,2.00,0.5000,-1,-1,-1\n"
     )
-
-
-def test_only_some_classes(tmp_path: Path) -> None:
-    sink = _sink(tmp_path, only_classes={"pedestrian"})
-    rows = [(0, 0, 5, 5, 0.9, 1), (1, 1, 5, 5, 0.8, 0)]
-    sink.write(FrameResult(frame=frame(0), detections=detections(*rows)), None)
-    sink.close("complete")
-    assert (tmp_path / "out.txt").read_text() == "1,-1,2.00,2.00,4.00,4.00,0.8000,-1,-1,-1\n"
-
-
-def test_a_class_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'person' is none of pedestrian, car"):
-        _sink(tmp_path, only_classes=["person"])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stream_without_detections_gives_an_empty_file(tmp_path: Path) -> None:
