@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pcmoe_det.cli.committee_choice import check_committee_options, committee_settings
 from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.outputs import check_no_input, check_output_file, write_json
@@ -98,10 +99,14 @@ def _pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("frames", "rounds"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} {getattr(arguments, name)}: give a whole number from 1")
+    check_committee_options(arguments)
+    if arguments.trace is not None:
+        raise UsageError("--trace records one stream; use it with tools/stream.py")
+    settings = committee_settings(arguments)
     with ExitStack() as stack:
         detector: FrameDetector
         if arguments.stand_in is not None:
-            if arguments.model is not None or arguments.policy is not None:
+            if arguments.model is not None or settings is not None:
                 raise UsageError("--stand-in is instead of a model; leave out one of the two")
             detector, name = StandInDetector(arguments.stand_in), f"stand-in of {arguments.stand_in:g} ms"
         else:
@@ -110,7 +115,8 @@ def _pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
         result = compare_pipeline(
             arguments.clip, detector=detector, frames=arguments.frames, rounds=arguments.rounds
         )
-    return {"detector": name, "policy": arguments.policy, "threads": arguments.threads, **result}
+    committee = None if settings is None else settings.to_json_dict()
+    return {"detector": name, "committee": committee, "threads": arguments.threads, **result}
 
 
 def _models(arguments: argparse.Namespace) -> dict[str, Any]:

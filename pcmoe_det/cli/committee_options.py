@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -240,12 +240,13 @@ def _warn_of_memory(folder: Path) -> None:
     """A file system in memory would keep there what the committee spares."""
     from pcmoe_det.committee.store_disk import lies_in_memory
 
-    if lies_in_memory(folder):
-        _log.warning(
-            "the temporary folder %s is in memory, and all experts with it; pack the weights once with "
-            "tools/pack.py, or set TMPDIR to a folder on a disk",
-            folder.parent,
-        )
+    with suppress(OSError):
+        if lies_in_memory(folder):
+            _log.warning(
+                "the temporary folder %s is in memory, and all experts with it; pack the weights once with "
+                "tools/pack.py, or set TMPDIR to a folder on a disk",
+                folder.parent,
+            )
 
 
 def _pack(path: Path, arguments: argparse.Namespace, folder: Path) -> PackedModel:

@@ -245,7 +245,11 @@ class Committee:
         self._video = video
 
     def reset(self) -> None:
-        """Start anew: the residents of the beginning, nothing remembered. Counters go on."""
+        """Start anew: the residents of the beginning, nothing remembered. Counters go on.
+
+        Raises:
+            StoreError: A load under way does not end.
+        """
         self.wait_for_loads()
         self._scheduler.reset()
         self._streams.clear()
@@ -281,7 +285,11 @@ class Committee:
         return sorted(self.residency.residents(layer), key=lambda expert: (-values[expert], -expert))[:quota]
 
     def wait_for_loads(self) -> None:
-        """Take in every load under way; for the end of a phase, not inside a live stream."""
+        """Take in every load under way; for the end of a phase, not inside a live stream.
+
+        Raises:
+            StoreError: One does not end.
+        """
         self.memory.take_in(frame=self._frame, wait=True)
 
     # -- one frame ------------------------------------------------------------------------------

@@ -14,9 +14,12 @@ from torch import Tensor
 from pcmoe_det.committee.layers import ExpertKey
 from pcmoe_det.committee.store import LONGEST_WAIT_SECONDS, ExpertStore, StoreError
 
-__all__ = ["LOADER_NAME", "BackgroundLoader", "ImmediateLoader", "Load", "Loader"]
+__all__ = ["LOADER_NAME", "LONGEST_LOAD_SECONDS", "BackgroundLoader", "ImmediateLoader", "Load", "Loader"]
 
 _logger = logging.getLogger(__name__)
+
+LONGEST_LOAD_SECONDS = 30.0
+"""How long a load may take where somebody waits for it; then it counts as hanging."""
 
 LOADER_NAME = "expert-loader"
 """Of the background thread."""
@@ -55,7 +58,8 @@ class Loader(Protocol):
         ...
 
     def finished(self, *, wait_for: int = 0) -> list[Load]:
-        """Loads done since the last call, in the order submitted; waits until there are ``wait_for``."""
+        """Loads done since the last call, in the order submitted; waits until there are ``wait_for``, but no
+        longer than ``LONGEST_LOAD_SECONDS`` for each."""
         ...
 
     def close(self) -> None:
@@ -127,11 +131,11 @@ class BackgroundLoader:
         self._jobs.put(load)
 
     def finished(self, *, wait_for: int = 0) -> list[Load]:
-        """Loads done so far; waits until there are ``wait_for``."""
+        """Loads done so far; see ``Loader.finished``."""
         done: list[Load] = []
         while True:
             try:
-                done.append(self._done.get(block=len(done) < wait_for))
+                done.append(self._done.get(block=len(done) < wait_for, timeout=LONGEST_LOAD_SECONDS))
             except queue.Empty:
                 return done
 

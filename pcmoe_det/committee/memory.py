@@ -8,10 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from pcmoe_det.committee.accounting import Accounting, LoadReason
 from pcmoe_det.committee.layers import ExpertKey
-from pcmoe_det.committee.loading import BackgroundLoader, ImmediateLoader, Load, Loader
+from pcmoe_det.committee.loading import LONGEST_LOAD_SECONDS, BackgroundLoader, ImmediateLoader, Load, Loader
 from pcmoe_det.committee.policies.base import Swap
 from pcmoe_det.committee.residency import Residency
 from pcmoe_det.committee.slots import ExpertWeights
@@ -112,13 +113,14 @@ class ExpertMemory:
         slot = self.residency.take_slot(swap.layer, keep_free_bytes=self.transient_bytes)
         if slot is None:
             return False
+        buffer = self._buffer(swap.layer, slot)
         key = ExpertKey(swap.layer, swap.incoming)
         self.in_flight.append((key, swap.outgoing))
         self._loader.submit(
             Load(
                 key,
                 slot,
-                self.residency.pool(swap.layer).buffer(slot),
+                buffer,
                 swap.outgoing,
                 submitted_at_seconds=time.monotonic(),
                 submitted_frame=frame,
@@ -131,7 +133,11 @@ class ExpertMemory:
         self._end_transient()
 
     def take_in(self, *, frame: int, wait: bool = False) -> None:
-        """Frame boundary: make resident what was loaded; those they replace leave."""
+        """Frame boundary: make resident what was loaded; those they replace leave.
+
+        Raises:
+            StoreError: With ``wait``, where a load does not end.
+        """
         self._end_transient()
         for load in self._loader.finished(wait_for=len(self.in_flight) if wait else 0):
             self.in_flight.remove((load.key, load.outgoing))
@@ -146,6 +152,11 @@ class ExpertMemory:
             self._accounting.loaded(load.key, seconds=load.seconds, reason="swap")
             self._accounting.swap_wait_seconds += time.monotonic() - load.submitted_at_seconds
             self._accounting.swap_wait_frames += frame - load.submitted_frame
+        if wait and self.in_flight:
+            raise StoreError(
+                f"{len(self.in_flight)} reads of experts have not ended within {LONGEST_LOAD_SECONDS:g} s; "
+                "check the disk and its connection"
+            )
 
     def weights(self, key: ExpertKey) -> ExpertWeights:
         """Weights to run an expert with; read first where it is not resident.
@@ -191,22 +202,32 @@ class ExpertMemory:
             slot = self.residency.take_slot(key.layer)
         if slot is None:
             raise RuntimeError(f"no room for {key} within {self.residency.budget_bytes} bytes")
-        if self._device.type == "cuda":  # this frame may still compute with what the slot held (unmeasured)
-            torch.cuda.current_stream(self._device).synchronize()
+        buffer = self._buffer(key.layer, slot)
         start = time.perf_counter()
         try:
-            self._read_patiently(key, slot, patience=_MISS_RETRY_SECONDS if reason == "miss" else ())
+            self._read_patiently(key, buffer, patience=_MISS_RETRY_SECONDS if reason == "miss" else ())
         except BaseException:
             self.residency.give_back_slot(key.layer, slot)
             raise
         self._accounting.loaded(key, seconds=time.perf_counter() - start, reason=reason)
         return slot
 
-    def _read_patiently(self, key: ExpertKey, slot: int, *, patience: Sequence[float]) -> None:
+    def _buffer(self, layer: int, slot: int) -> Tensor:
+        """The memory of a slot, which nobody reads any more; the slot goes back where there is none."""
+        try:
+            buffer = self.residency.pool(layer).buffer(slot)
+        except BaseException:
+            self.residency.give_back_slot(layer, slot)
+            raise
+        if self._device.type == "cuda":  # what the frame has queued may still read it (unmeasured)
+            torch.cuda.current_stream(self._device).synchronize()
+        return buffer
+
+    def _read_patiently(self, key: ExpertKey, buffer: Tensor, *, patience: Sequence[float]) -> None:
         """Read into a slot; try again after each wait of ``patience`` while the system fails."""
         for wait_seconds in (*patience, None):
             try:
-                self.store.read_into(key, self.residency.pool(key.layer).buffer(slot))
+                self.store.read_into(key, buffer)
             except StoreError as error:
                 self._accounting.failed_loads += 1
                 if wait_seconds is None or not may_pass(error):

@@ -55,8 +55,10 @@ class SwapScheduler:
         self._failures: dict[ExpertKey, int] = {}
 
     def reset(self) -> None:
-        """Forget what is pending; updates are counted from the next frame on."""
+        """Forget what is pending and what failed; updates are counted from the next frame on."""
         self._pending.clear()
+        self._retry_at.clear()
+        self._failures.clear()
         self._first_layer = 0
         self._first_frame = None
 

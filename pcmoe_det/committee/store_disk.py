@@ -288,7 +288,7 @@ def lies_in_memory(path: Path) -> bool:
         return False
     device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in table.read_text().splitlines():
+    for line in table.read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         if before.split()[2] == wanted:
             return after.split()[0] in _IN_MEMORY_FILE_SYSTEMS

@@ -76,10 +76,10 @@ def compare_runs(
                 f"{name} has {len(run.truths)} frames that are not the baseline's {len(baseline.truths)}; "
                 "compare runs of one data set, subset and split"
             )
-        if _teacher_labels(run) != _teacher_labels(baseline):
+        if truth == "labels" and _teacher_labels(run) != _teacher_labels(baseline):
             raise DataError(
-                f"{name} was evaluated with --teacher-labels {_teacher_labels(run)}, the baseline with "
-                f"{_teacher_labels(baseline)}; run one of them again"
+                f"{name} counts teacher labels as {_teacher_labels(run)}, the baseline as "
+                f"{_teacher_labels(baseline)}; run one of them again with the other's --teacher-labels"
             )
         table = _table(run, baseline, truth=truth)
         rows.append(
@@ -124,7 +124,7 @@ def _table(
 
 
 def _teacher_labels(run: DetectionFile) -> TeacherLabels:
-    """As the run counted them; files of earlier releases do not say, and then it is the default."""
+    """As the run counted them; files that do not say are taken for the default."""
     value = run.settings.get("teacher_labels", "auto")
     if value not in get_args(TeacherLabels):
         raise DataError(f"a run counts teacher labels as {value!r}, which this release does not know")

@@ -27,7 +27,8 @@ def within_capacity(routing: Routing, *, capacity_factor: float) -> Tensor:
     tokens with the larger best score are served first; second choices queue behind all first ones.
 
     Returns:
-        ``[tokens, top_k]`` bool.
+        ``[tokens, top_k]`` bool; False also where the routing itself does not keep a choice, which takes no
+        room.
     """
     tokens, num_experts = routing.scores.shape
     top_k = routing.experts.shape[1]
@@ -39,12 +40,14 @@ def within_capacity(routing: Routing, *, capacity_factor: float) -> Tensor:
     already = torch.zeros(num_experts, dtype=torch.int64, device=order.device)
     for choice in range(top_k):
         one_hot = nn.functional.one_hot(routing.experts[:, choice], num_experts)
+        if routing.kept is not None:
+            one_hot = one_hot * routing.kept[:, choice : choice + 1]
         place = (one_hot[order].cumsum(0)[rank] - 1 + already).gather(
             1, routing.experts[:, choice : choice + 1]
         )
         kept[:, choice] = place[:, 0] < capacity
         already = already + one_hot.sum(0)
-    return kept
+    return kept if routing.kept is None else kept & routing.kept
 
 
 class MoELayer(nn.Module):
@@ -103,8 +106,7 @@ class MoELayer(nn.Module):
             if self.committee_probability > 0:
                 routing = self._in_committees(routing, batch=tokens.shape[0])
         if self.capacity_factor is not None:
-            kept = within_capacity(routing, capacity_factor=self.capacity_factor)
-            routing = replace(routing, kept=kept if routing.kept is None else kept & routing.kept)
+            routing = replace(routing, kept=within_capacity(routing, capacity_factor=self.capacity_factor))
         return self.experts(flat, routing).view_as(tokens)
 
     def _in_committees(self, routing: Routing, *, batch: int) -> Routing:

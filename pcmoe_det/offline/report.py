@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pcmoe_det.errors import PcmoeError
 from pcmoe_det.offline.job import printable
 from pcmoe_det.offline.plan import JobPlan
-from pcmoe_det.offline.status import FileStatus
+from pcmoe_det.offline.status import FAILED_LOAD, FileStatus
 
 __all__ = ["JobError", "JobReport"]
 
@@ -73,9 +73,16 @@ class JobReport:
             lines.append(
                 f"{self.plan.changed} of the files to do had been done before and have changed since"
             )
-        faulty = sum(bool(status.faults) for status in (*self.plan.done, *done_now))
-        if faulty:
-            lines.append(f"{faulty} done files have damage that was skipped; the status names it")
+        faults = [set(status.faults) for status in (*self.plan.done, *done_now)]
+        damaged = sum(bool(causes - {FAILED_LOAD}) for causes in faults)
+        if damaged:
+            lines.append(f"{damaged} done files have damage that was skipped; the status names it")
+        incomplete = sum(FAILED_LOAD in causes for causes in faults)
+        if incomplete:
+            lines.append(
+                f"{incomplete} done files lacked experts that could not be read when the policy wanted them; "
+                "check the disk of the model"
+            )
         frames = sum(status.frames for status in (*done_now, *failed_now, *self.interrupted))
         if frames and self.elapsed_seconds > 0:
             rate = frames / self.elapsed_seconds

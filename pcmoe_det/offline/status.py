@@ -15,7 +15,8 @@ its settings; every other line is one state of one file, the last line of a file
 ``frames``,          what was processed, and how long it took
 ``seconds``
 ``error``            of a failed or interrupted file: one sentence
-``faults``           damage that did not end the file, counted by cause; only where there is some
+``faults``           what did not end the file, counted by cause, only where there is some: damage in it,
+                     and ``failed_load``, experts that could not be read when the policy wanted them
 ``outputs``          of a done file: ``name`` (relative to the output folder), ``bytes``, ``mtime_ns``
 ``partial``          names of outputs that were kept outside their places: unfinished ones of a failed
                      file, whole ones that could not be moved
@@ -40,11 +41,20 @@ from typing import Any, Literal, get_args
 
 from pcmoe_det.errors import OutputError
 
-__all__ = ["FileState", "FileStatus", "Fingerprint", "StatusJournal", "WrittenFile", "settings_id"]
+__all__ = [
+    "FAILED_LOAD",
+    "FileState",
+    "FileStatus",
+    "Fingerprint",
+    "StatusJournal",
+    "WrittenFile",
+    "settings_id",
+]
 
 _log = logging.getLogger(__name__)
 
 _SCHEMA_VERSION = 1
+FAILED_LOAD = "failed_load"
 FileState = Literal["started", "done", "failed", "interrupted"]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pcmoe_det.errors import OutputError, PcmoeError, SourceError
 from pcmoe_det.offline.job import fingerprint_of
-from pcmoe_det.offline.status import Fingerprint
+from pcmoe_det.offline.status import FAILED_LOAD, Fingerprint
 from pcmoe_det.structures import FrameDetector, RestartableDetector
 
 if TYPE_CHECKING:
@@ -81,13 +81,19 @@ def process_file(task: FileTask, detector: FrameDetector) -> Iterator[int | File
     started_seconds = time.monotonic()
     fingerprint = fingerprint_of(task.source)
     try:
+        failed_loads = _start_anew(detector)
+    except PcmoeError as error:  # a read that hangs
+        yield FileOutcome(
+            str(error), 0, time.monotonic() - started_seconds, fingerprint=fingerprint, worn=True
+        )
+        return
+    try:
         pipeline = _open_pipeline(task, detector)
     except PcmoeError as error:
         yield FileOutcome(str(error), 0, time.monotonic() - started_seconds, fingerprint=fingerprint)
         return
     error_text: str | None = None
     unforeseen = False
-    failed_loads = _start_anew(detector)
     pipeline.start()
     while not pipeline.wait(_REPORT_SECONDS):
         yield _frames_written(pipeline)
@@ -161,7 +167,7 @@ def _frames_written(pipeline: StreamPipeline) -> int:
 
 
 def _faults(pipeline: StreamPipeline, *, failed_loads: int) -> dict[str, int]:
-    of_experts = {"failed_load": failed_loads} if failed_loads else {}
+    of_experts = {FAILED_LOAD: failed_loads} if failed_loads else {}
     return {**pipeline.summaries()[0].source_faults, **of_experts}
 
 

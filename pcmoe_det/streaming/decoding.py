@@ -30,7 +30,6 @@ LARGEST_PICTURE_PIXELS = 100_000_000
 # instead of 2.4 at 1920 x 1080, 0.9 instead of 0.2 at 416 x 256. Before, it was one thread.
 _ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
-_SHORT_FRAMES = 1.5
 
 
 def check_picture_size(width: int, height: int, *, what: str) -> None:
@@ -108,7 +107,7 @@ def missing_frames(
         return 0
     missing = (_announced_seconds(container, stream) - end_seconds) * float(rate)
     # Times in Matroska are whole milliseconds, and how long the last frame lasts need not be known.
-    return round(missing) if missing > _SHORT_FRAMES else 0
+    return round(missing) if missing > 1.5 else 0
 
 
 def _is_at_its_end(stream: Any, end_seconds: float, rate: float) -> bool:
@@ -116,7 +115,7 @@ def _is_at_its_end(stream: Any, end_seconds: float, rate: float) -> bool:
     if not stream.duration or not stream.time_base:
         return False
     announced_seconds = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
-    return (announced_seconds - end_seconds) * rate <= _SHORT_FRAMES
+    return (announced_seconds - end_seconds) * rate <= 0.5  # frames
 
 
 def _announced_seconds(container: Any, stream: Any) -> float:

@@ -25,15 +25,17 @@ _log = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
 _CLOSE_SECONDS = 0.3
 _ENDED = "it ended"
+# An encoder that starts anew leaves the end of its playlist for a while.
+_RECORDING_SECONDS = 30.0
 
 
 class LiveSource:
     """A source whose connection is opened again whenever it is lost.
 
     Lost means: it failed, it ended though it is live, it gave no picture for ``read_timeout_seconds``, or it
-    is frozen (the same picture for ``frozen_after_seconds``). If what comes back is finite (a live playlist
-    that has become a recording), the live source has ended, and the recording is not played. A connection
-    that is given up is never waited for: see ``ConnectionThread``.
+    is frozen (the same picture for ``frozen_after_seconds``). If for half a minute what answers is finite (a
+    live playlist that has become a recording), the live source has ended; the recording is not played. A
+    connection that is given up is never waited for: see ``ConnectionThread``.
 
     ``pts_seconds`` counts from the first frame, by the sender's stamps where it has some, and goes on over
     losses by the capture clock. Of a source that is not live (a file on a server) the stamps are the
@@ -73,6 +75,7 @@ class LiveSource:
         self._lock = threading.Lock()
         self._loss: tuple[float, float | None] = (0.0, None)  # seconds of those overcome, start of this one
         self._has_ended = False
+        self._recording_since_seconds: float | None = None
         self._facts = ConnectionFacts()
         self._connection = self._open()
         self.is_live = self._facts.is_live
@@ -228,19 +231,15 @@ class LiveSource:
                     open_timeout_seconds=self._options.open_timeout_seconds + _GRACE_SECONDS,
                     read_timeout_seconds=self._options.read_timeout_seconds,
                 )
+                _check_live(connection)
             except PcmoeError as error:
                 connection.abandon()
-                if self._stop.is_set():
+                if self._stop.is_set() or self._is_over(error):
                     return connection
                 last_error = str(error)
                 self._faults.add("failed_reconnects")
                 _log.info("%s: attempt %d: %s", self._source_id, self._backoff.attempts, error)
                 continue
-            if connection.facts is not None and not connection.facts.is_live:
-                connection.abandon()
-                _log.info("%s has ended: what is there now is a recording", self._source_id)
-                self._has_ended = True
-                return connection
             if not self._stop.is_set():
                 self._succeeded(connection)
                 lost_seconds = (connection.first_at_seconds or lost_at_seconds) - lost_at_seconds
@@ -278,7 +277,21 @@ class LiveSource:
                 connection.abandon()
         return connection
 
+    def _is_over(self, error: PcmoeError) -> bool:
+        """Whether nothing but a recording has answered for so long that the live source has ended."""
+        if not isinstance(error, _RecordingError):
+            self._recording_since_seconds = None
+            return False
+        now_seconds = self._clock()
+        if self._recording_since_seconds is None:
+            self._recording_since_seconds = now_seconds
+        self._has_ended = now_seconds - self._recording_since_seconds >= _RECORDING_SECONDS
+        if self._has_ended:
+            _log.warning("%s has ended: %s", self._source_id, error)
+        return self._has_ended
+
     def _succeeded(self, connection: ConnectionThread) -> None:
+        self._recording_since_seconds = None
         self._facts = connection.facts or self._facts
         self._backoff.succeeded()
         self._faults.add("reconnects")
@@ -292,6 +305,15 @@ class LiveSource:
         if last is not None:
             return last.captured_at_seconds
         return self._clock() if connection.first_at_seconds is None else connection.first_at_seconds
+
+
+class _RecordingError(SourceError):
+    """Something finite answers where a live source was."""
+
+
+def _check_live(connection: ConnectionThread) -> None:
+    if connection.facts is not None and not connection.facts.is_live:
+        raise _RecordingError("what is there now is a recording")
 
 
 def _gap_before(picture: Picture, last: Picture | None, lost_at_seconds: float | None) -> Gap | None:

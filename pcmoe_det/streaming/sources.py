@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,7 +17,7 @@ __all__ = ["FrameSource", "SourceOptions", "printable_path"]
 
 def printable_path(path: str | Path) -> str:
     """A path as text that every output can hold: bytes that are no UTF-8 are written as ``\\xff``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

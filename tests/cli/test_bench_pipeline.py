@@ -47,5 +47,11 @@ def test_the_stand_in_gives_boxes_inside_any_picture() -> None:
 def test_contradictions_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="instead of a model"):
         _run("pipeline", tmp_path / "c.mp4", "--stand-in", 5, "--model", "m")
+    with pytest.raises(UsageError, match="instead of a model"):
+        _run("pipeline", tmp_path / "c.mp4", "--stand-in", 5, "--policy", "pcmoe")
+    with pytest.raises(UsageError, match="--expert-budget needs --policy"):
+        _run("pipeline", tmp_path / "c.mp4", "--stand-in", 5, "--expert-budget", 0.5)
+    with pytest.raises(UsageError, match="--trace records one stream"):
+        _run("pipeline", tmp_path / "c.mp4", "--policy", "pcmoe", "--trace", tmp_path / "c.mp4")
     with pytest.raises(UsageError, match="--rounds 0"):
         _run("pipeline", tmp_path / "c.mp4", "--stand-in", 5, "--rounds", 0)

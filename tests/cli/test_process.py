@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pcmoe_det.cli import process as command
-from pcmoe_det.errors import PcmoeError
+from pcmoe_det.errors import DataError, PcmoeError
 from pcmoe_det.offline.worker import FileOutcome, FileTask, process_file
 from pcmoe_det.structures import Detections
 from tests.offline.stand_ins import StandInOpener, is_running, make_videos, wait_until
@@ -221,3 +221,18 @@ def test_loads_that_fail_are_in_the_status(tmp_path: Path) -> None:
     outcome = list(process_file(task, Failing()))[-1]
     assert isinstance(outcome, FileOutcome)
     assert (outcome.error, outcome.faults) == (None, {"failed_load": 6})
+
+
+def test_a_detector_that_cannot_start_anew_fails_the_file_and_is_not_used_again(tmp_path: Path) -> None:
+    class Stuck(StandInDetector):
+        def start_anew(self) -> None:
+            raise DataError("a read has not ended")
+
+        def failed_loads(self) -> int:
+            return 0
+
+    folder = make_videos(tmp_path / "in", ["a.mp4"])
+    task = FileTask("a1", folder / "a.mp4", tmp_path, video=False, score_threshold=0, max_frames=None)
+    (outcome,) = process_file(task, Stuck())
+    assert isinstance(outcome, FileOutcome)
+    assert (outcome.error, outcome.worn, outcome.frames) == ("a read has not ended", True, 0)

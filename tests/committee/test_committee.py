@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from pcmoe_det.committee import loading
 from pcmoe_det.committee.accounting import merge_reports
 from pcmoe_det.committee.committee import FRAME_COUNTS
 from pcmoe_det.committee.layers import ExpertKey
+from pcmoe_det.committee.loading import LOADER_NAME
 from pcmoe_det.committee.miss_handling import handle_misses
 from pcmoe_det.committee.modules import MaskedGate
-from pcmoe_det.committee.store_base import ExpertReadError, ReadResult
+from pcmoe_det.committee.store_base import ExpertReadError, ReadResult, StoreError
 from pcmoe_det.committee.store_memory import MemoryExpertStore
 from pcmoe_det.errors import UsageError
 from pcmoe_det.models.gates import Routing
@@ -147,6 +149,31 @@ def test_reset_gives_the_same_run_again(importance: str, update_period: int) -> 
             made.committee.reset()
     assert same(swaps[0][0], swaps[1][0])
     assert swaps[0][1] == swaps[1][1] > 0
+
+
+@pytest.mark.timeout(60)
+def test_a_read_that_hangs_does_not_hold_up_a_reset_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, frames = SmallDetector(), video(4)
+    store = MemoryExpertStore(model)
+    hanging, go_on = threading.Event(), threading.Event()
+    copy = store._copy
+
+    def hang(*arguments: Any) -> None:
+        if threading.current_thread().name == LOADER_NAME:
+            hanging.set()
+            assert go_on.wait(30)
+        copy(*arguments)
+
+    monkeypatch.setattr(store, "_copy", hang)
+    monkeypatch.setattr(loading, "LONGEST_LOAD_SECONDS", 0.05)
+    made = make_committee(model, store=store, synchronous=False, policy_options={"margin": 0.0})
+    with made.committee.patched(model):
+        run(model, frames)  # frames go on
+        assert hanging.wait(10)
+        with pytest.raises(StoreError, match="have not ended within"):
+            made.committee.reset()
+    go_on.set()
+    made.committee.close()
 
 
 def test_a_frame_that_is_not_finite_does_not_end_the_swaps() -> None:

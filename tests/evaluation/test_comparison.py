@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,8 +107,9 @@ def test_teacher_labels_count_as_in_the_runs() -> None:
         (row,) = compare_runs({"other": runs[1]}, runs[0], resamples=10)
         table = match_frames(other.truths, other.detections, teacher_labels=choice)  # type: ignore[arg-type]
         assert row.map50 == score_table(table).mAP50
-        with pytest.raises(DataError, match=f"--teacher-labels {choice}, the baseline with auto"):
+        with pytest.raises(DataError, match=f"as {choice}, the baseline as auto"):
             compare_runs({"other": runs[1]}, base)
+        assert compare_runs({"other": runs[1]}, base, truth="baseline", resamples=10)
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +127,9 @@ def test_a_damaged_byte_is_refused_or_harmless(tmp_path: Path) -> None:
     path = _write(tmp_path / "run.npz", _run(seed=1, frames=4))
     whole = path.read_bytes()
     refused = 0
-    for position in range(0, len(whole), 7):
+    flags = [match.start() + 6 for match in re.finditer(rb"PK\x03\x04", whole)]
+    flags += [match.start() + 8 for match in re.finditer(rb"PK\x01\x02", whole)]
+    for position in (*range(0, len(whole), 7), *flags):  # a flag: the member is encrypted
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
         try:
             read_detections(path)

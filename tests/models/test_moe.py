@@ -71,6 +71,14 @@ def test_capacity_brings_no_skipped_choice_back() -> None:
     assert (result.abs().sum(-1) > 0).tolist() == [True, False] * 5
 
 
+def test_what_is_skipped_takes_no_room() -> None:
+    gate = LinearGate(8, 4, noise=0.0)
+    routing = gate(torch.randn(1, 8).expand(6, 8))  # all want one expert, in this order
+    skipped = torch.tensor([[False], [True], [False], [True], [True], [True]])
+    kept = within_capacity(replace(routing, kept=skipped), capacity_factor=1.0)  # two fit
+    assert kept[:, 0].tolist() == [False, True, False, True, False, False]
+
+
 def test_training_leaves_loss_and_counts_on_the_layer() -> None:
     layer, tokens = make_layer(), torch.randn(2, 30, 8)
     layer.eval()(tokens)

@@ -98,7 +98,27 @@ def test_frames_cut_off_are_reported_missing(tmp_path: Path) -> None:
     assert sum(source.faults.values()) == 24 - len(frames)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.parametrize("lost", [1, 2])
+def test_the_last_frames_are_missed(tmp_path: Path, lost: int) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", codec="mpeg4", ticks=range(24))
+    with (
+        av.open(str(clip)) as whole,
+        av.open(str(tmp_path / "front.mp4"), "w", options={"movflags": "faststart"}) as copy,
+    ):
+        stream = whole.streams.video[0]
+        target = copy.add_stream_from_template(stream)
+        packets = [packet for packet in whole.demux(stream) if packet.dts is not None]
+        sizes = [packet.size for packet in packets]
+        for packet in packets:
+            packet.stream = target
+            copy.mux(packet)
+    content = (tmp_path / "front.mp4").read_bytes()
+    (tmp_path / "front.mp4").write_bytes(content[: len(content) - sum(sizes[-lost:])])
+    source = FileSource(tmp_path / "front.mp4")
+    assert len(list(source)) == 24 - lost
+    assert source.faults == {"missing": lost}
+
+
 def _trimmed(clip: Path, path: Path, *, first: int, last: int) -> Path:
     """A copy whose edit list shows frames ``first`` to ``last`` only, as a trim without encoding makes it."""
     with av.open(str(clip)) as whole, av.open(str(path), "w") as copy:
@@ -135,6 +155,7 @@ def test_a_name_that_is_no_utf8_is_printable(tmp_path: Path) -> None:
     assert {frame.source_id for frame in source} == {source.source_id}
 
 
+@pytest.mark.timeout(60)
 def test_random_damage_never_escapes_as_something_else(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "clip.mp4", ticks=range(24), width=160, height=120).read_bytes()
     chance = random.Random(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
@@ -193,12 +194,26 @@ def test_a_file_on_a_server_ends_at_its_end() -> None:
 
 
 @pytest.mark.parametrize("end", [[], [SourceError("reset")]])
-def test_a_live_source_that_has_become_a_recording_has_ended(end) -> None:
+def test_a_live_source_that_has_become_a_recording_has_ended(end, caplog: pytest.LogCaptureFixture) -> None:
     first = Script(_picture(0.0), _picture(1.0), *end)
-    again = Script(*(replace(_picture(index / 10), index=index) for index in range(3)), is_live=False)
+    recording = [replace(_picture(index / 10), index=index) for index in range(3)]
+    again = [Script(*recording, is_live=False) for _ in range(3)]
     first.go.set()
-    frames = list(_source(first, again))
-    assert [frame.frame_index for frame in frames] == [0, 1]
+    source = _source(first, *again)
+    source._clock = itertools.count(1000.0, 20.0).__next__
+    assert [frame.frame_index for frame in source] == [0, 1]
+    assert [script.opened.is_set() for script in again] == [True, True, True]
+    assert source.faults == {"failed_reconnects": 2}
+    assert "made has ended: what is there now is a recording" in caplog.text
+
+
+def test_a_recording_that_answers_for_a_moment_is_passed_over() -> None:
+    first, recording = Script(_picture(0.0)), Script(_picture(0.0), is_live=False)
+    first.go.set()
+    source = _source(first, recording, Script(_picture(5.0)), limit=2)
+    frames, _ = _until_error(source, first)
+    assert [frame.captured_at_seconds for frame in frames] == [0.0, 5.0]
+    assert source.faults["reconnects"] == 1
 
 
 def test_a_file_on_a_server_that_breaks_off_is_an_error() -> None:
