@@ -82,7 +82,7 @@ def test_pycocotools_evaluates_it(tmp_path: Path) -> None:
 def test_the_part_of_a_killed_run_is_json_at_every_moment(tmp_path: Path) -> None:
     sink = _sink(tmp_path / "out.json")
     part = tmp_path / "out.part.json"
-    assert json.loads(part.read_text()) == []
+    assert not part.exists()
     for index in range(5):
         sink.write(_result(index, (0, 0, 5, 5, 0.5, 0), (1, 1, 5, 5, 0.4, 0)), None)
         assert [row["image_id"] for row in json.loads(part.read_text())] == sorted(2 * list(range(index + 1)))
