@@ -47,9 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--truth",
-        choices=("labels", "baseline"),
         default="labels",
-        help="score against the labels, or against the baseline's detections (agreement)",
+        metavar="labels|baseline|RUN.npz",
+        help="score against the labels, or against the confident detections of the baseline or of another "
+        "run (agreement); default: labels",
     )
     compare.add_argument(
         "--unit", choices=("frame", "video"), default="frame", help="what the bootstrap draws"
@@ -79,17 +80,21 @@ def main(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=True)
-        check_no_input(arguments.json, [*arguments.runs, arguments.baseline])
+        check_no_input(arguments.json, [*arguments.runs, arguments.baseline, arguments.truth])
     if arguments.resamples < 1:
         raise UsageError(f"--resamples is {arguments.resamples}; it must be 1 or more")
 
     from pcmoe_det.evaluation.comparison import compare_runs, format_comparison
     from pcmoe_det.evaluation.detection_files import read_detections
 
+    baseline = read_detections(arguments.baseline)
+    reference = baseline if arguments.truth == "baseline" else None
+    if arguments.truth not in ("labels", "baseline"):
+        reference = read_detections(Path(arguments.truth))
     rows = compare_runs(
         {name: read_detections(path) for name, path in _names(arguments.runs).items()},
-        read_detections(arguments.baseline),
-        truth=arguments.truth,
+        baseline,
+        reference=reference,
         unit=arguments.unit,
         resamples=arguments.resamples,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pcmoe_det.errors import DataError
 from pcmoe_det.evaluation.agreement import match_with_model
@@ -50,7 +50,7 @@ def compare_runs(
     runs: Mapping[str, DetectionFile],
     baseline: DetectionFile,
     *,
-    truth: Literal["labels", "baseline"] = "labels",
+    reference: DetectionFile | None = None,
     unit: Unit = "frame",
     resamples: int = 1000,
 ) -> list[ComparedRun]:
@@ -59,8 +59,8 @@ def compare_runs(
     Args:
         runs: By name.
         baseline: Of the same frames.
-        truth: ``labels``, or ``baseline``: its confident detections are the truth, and it agrees with itself
-            by 100 points.
+        reference: A run whose confident detections are the truth (agreement: with itself 100 points); None
+            is the labels.
         unit: What the bootstrap draws.
         resamples: How many draws.
 
@@ -68,20 +68,18 @@ def compare_runs(
         DataError: A run is of other frames than the baseline or counts teacher labels in another way, or
             nothing can be scored.
     """
-    base = _table(baseline, baseline, truth=truth)
+    if reference is not None:
+        _check_frames("the run that is the truth", reference, baseline)
+    base = _table(baseline, reference)
     rows = []
     for name, run in runs.items():
-        if [each.frame_id for each in run.truths] != [each.frame_id for each in baseline.truths]:
-            raise DataError(
-                f"{name} has {len(run.truths)} frames that are not the baseline's {len(baseline.truths)}; "
-                "compare runs of one data set, subset and split"
-            )
-        if truth == "labels" and _teacher_labels(run) != _teacher_labels(baseline):
+        _check_frames(name, run, baseline)
+        if reference is None and _teacher_labels(run) != _teacher_labels(baseline):
             raise DataError(
                 f"{name} counts teacher labels as {_teacher_labels(run)}, the baseline as "
                 f"{_teacher_labels(baseline)}; run one of them again with the other's --teacher-labels"
             )
-        table = _table(run, baseline, truth=truth)
+        table = _table(run, reference)
         rows.append(
             ComparedRun(
                 name=name,
@@ -106,16 +104,22 @@ def format_comparison(rows: Sequence[ComparedRun]) -> str:
     return "\n".join(lines)
 
 
-def _table(
-    run: DetectionFile, baseline: DetectionFile, *, truth: Literal["labels", "baseline"]
-) -> MatchTable:
-    if truth == "labels":
+def _check_frames(name: str, run: DetectionFile, baseline: DetectionFile) -> None:
+    if [each.frame_id for each in run.truths] != [each.frame_id for each in baseline.truths]:
+        raise DataError(
+            f"{name} has {len(run.truths)} frames that are not the baseline's {len(baseline.truths)}; "
+            "compare runs of one data set, subset and split"
+        )
+
+
+def _table(run: DetectionFile, reference: DetectionFile | None) -> MatchTable:
+    if reference is None:
         return match_frames(
             run.truths, run.detections, class_names=run.class_names, teacher_labels=_teacher_labels(run)
         )
     return match_with_model(
         run.detections,
-        baseline.detections,
+        reference.detections,
         frame_ids=[each.frame_id for each in run.truths],
         videos=[each.video for each in run.truths],
         sizes_wh=[(each.width, each.height) for each in run.truths],

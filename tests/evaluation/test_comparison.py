@@ -86,11 +86,14 @@ def test_the_difference_is_that_of_the_bootstrap() -> None:
 def test_agreement_takes_the_baseline_for_truth() -> None:
     base = _run(seed=1)
     same, worse = compare_runs(
-        {"same": base, "worse": _run(seed=2, blur=4.0)}, base, truth="baseline", resamples=50
+        {"same": base, "worse": _run(seed=2, blur=4.0)}, base, reference=base, resamples=50
     )
     assert same.map50 == pytest.approx(100.0)
     assert same.difference.value == 0
     assert worse.map50 < 90
+    (row,) = compare_runs({"base": base}, _run(seed=2, blur=4.0), reference=base, resamples=50)
+    assert row.map50 == same.map50
+    assert row.difference.value == pytest.approx(-worse.difference.value)
 
 
 def test_runs_of_other_frames_are_refused() -> None:
@@ -98,6 +101,8 @@ def test_runs_of_other_frames_are_refused() -> None:
     other = replace(base, truths=base.truths[:-1], detections=base.detections[:-1])
     with pytest.raises(DataError, match="short has 23 frames that are not the baseline's 24"):
         compare_runs({"short": other}, base)
+    with pytest.raises(DataError, match="the run that is the truth has 23 frames"):
+        compare_runs({"same": base}, base, reference=other)
 
 
 def test_teacher_labels_count_as_in_the_runs() -> None:
@@ -109,7 +114,7 @@ def test_teacher_labels_count_as_in_the_runs() -> None:
         assert row.map50 == score_table(table).mAP50
         with pytest.raises(DataError, match=f"as {choice}, the baseline as auto"):
             compare_runs({"other": runs[1]}, base)
-        assert compare_runs({"other": runs[1]}, base, truth="baseline", resamples=10)
+        assert compare_runs({"other": runs[1]}, base, reference=base, resamples=10)
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +126,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureF
     assert analyze.main(analyze._parser().parse_args(options)) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert names == [str(paths[0]), str(paths[1]), "other"]
+    options += ["--truth", str(paths[2])]
+    assert analyze.main(analyze._parser().parse_args(options)) == 0
+    assert capsys.readouterr().out.splitlines()[3].split()[:2] == ["other", "100.00"]
 
 
 def test_a_damaged_byte_is_refused_or_harmless(tmp_path: Path) -> None:
