@@ -312,8 +312,10 @@ def test_the_first_signal_closes_playable_files(tmp_path: Path, number: signal.S
 
 @pytest.mark.timeout(60)
 def test_a_detector_that_hangs_cannot_hold_the_first_signal(clip: Path, tmp_path: Path) -> None:
-    process = _process("--source", clip, "--jsonl", tmp_path / "o.jsonl", seconds=1000)
-    while not (tmp_path / "o.part.jsonl").exists():  # made right before the threads start
+    code = PROCESS.replace("time.sleep", "print('stuck', file=sys.stderr, flush=True); time.sleep")
+    process = _process("--source", clip, "--jsonl", tmp_path / "o.jsonl", seconds=1000, code=code)
+    assert process.stderr is not None
+    while "stuck" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=50)
