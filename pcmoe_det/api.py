@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import GEN_CREATED, getgeneratorstate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -170,11 +171,10 @@ class ResultStream(Iterator[StreamResult]):
 
     def close(self) -> None:
         """Stop reading and detecting, and close the source and the model."""
-        is_started = self._plan.is_started
-        self._plan.is_started = True
+        never_asked = getgeneratorstate(self._results) == GEN_CREATED
         self._results.close()
-        if not is_started and not isinstance(self._plan.source, (str, Path, int)):
-            self._plan.source.close()  # nothing of a generator runs that was never asked for a result
+        if never_asked and not isinstance(self._plan.source, (str, Path, int)):
+            self._plan.source.close()  # no part of the generator has run, so its end neither
 
     @property
     def summary(self) -> StreamSummary | None:
@@ -203,7 +203,6 @@ class _Plan:
     max_latency_seconds: float | None
     max_frames: int | None
     track: str | None
-    is_started: bool = False
     pipeline: StreamPipeline | None = None
     queue: BoundedQueue[StreamResult] | None = None
 
@@ -239,7 +238,6 @@ class _HandOver:
 
 def _results(plan: _Plan) -> Generator[StreamResult, None, None]:
     """The life of a stream. A generator's ``finally`` runs however its caller leaves it."""
-    plan.is_started = True
     with ExitStack() as stack:
         with ExitStack() as on_failure:
             source = _open_source(plan)

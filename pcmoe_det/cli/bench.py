@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pcmoe_det.cli.committee_choice import check_committee_options, committee_settings
+from pcmoe_det.cli.committee_choice import committee_settings
 from pcmoe_det.cli.committee_options import add_committee_options, open_detector
 from pcmoe_det.cli.entry import EXIT_OK, make_parser, run, whole_number
 from pcmoe_det.cli.outputs import check_no_input, check_output_file, write_json
@@ -99,10 +99,9 @@ def _pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("frames", "rounds"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} {getattr(arguments, name)}: give a whole number from 1")
-    check_committee_options(arguments)
+    settings = committee_settings(arguments)
     if arguments.trace is not None:
         raise UsageError("--trace records one stream; use it with tools/stream.py")
-    settings = committee_settings(arguments)
     with ExitStack() as stack:
         detector: FrameDetector
         if arguments.stand_in is not None:
@@ -110,7 +109,9 @@ def _pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise UsageError("--stand-in is instead of a model; leave out one of the two")
             detector, name = StandInDetector(arguments.stand_in), f"stand-in of {arguments.stand_in:g} ms"
         else:
-            opened = stack.enter_context(open_detector(arguments.model, arguments, score_threshold=0.3))
+            opened = stack.enter_context(
+                open_detector(arguments.model, arguments, score_threshold=0.3, settings=settings)
+            )
             detector, name = opened.for_frames(), arguments.model or "shipped weights"
         result = compare_pipeline(
             arguments.clip, detector=detector, frames=arguments.frames, rounds=arguments.rounds

@@ -47,10 +47,9 @@ class AppendFile:
             OutputError: They cannot be written, or the file cannot be created; the records before them are in
                 it.
         """
-        if self._file is None:
-            self._create()
+        file = self._file or self._create()
         if records:
-            self._write(records)
+            self._write(file, records)
             self.count += count
 
     def close(self, outcome: SinkOutcome) -> list[Path]:
@@ -77,33 +76,32 @@ class AppendFile:
                 self._file.close()
         self._target.discard()
 
-    def _create(self) -> None:
+    def _create(self) -> FileIO:
         """An earlier run's unfinished file stays until there is something to replace it with."""
-        self._file = self._target.create()
+        self._file = file = self._target.create()
         try:
-            self._write(self._head)
+            self._write(file, self._head)
         except BaseException:
             self.discard()
             raise
+        return file
 
-    def _write(self, data: bytes) -> None:
-        assert self._file is not None  # for the type checker
+    def _write(self, file: FileIO, data: bytes) -> None:
         try:
-            _write_at(self._file.fileno(), data + self._tail, self._end)
+            _write_at(file.fileno(), data + self._tail, self._end)
         except OSError as error:
-            self._take_back()
+            self._take_back(file)
             raise OutputError(
                 f"{self._target.path} cannot be written: {_reason(error)}; the {self.count} {self._unit} "
                 f"before that are kept in {self._target.partial_path}"
             ) from error
         self._end += len(data)
 
-    def _take_back(self) -> None:
+    def _take_back(self, file: FileIO) -> None:
         """Cut off what did not fit; the tail takes the room that it had before."""
-        assert self._file is not None  # for the type checker
         with contextlib.suppress(OSError):
-            os.truncate(self._file.fileno(), self._end)
-            _write_at(self._file.fileno(), self._tail, self._end)
+            os.truncate(file.fileno(), self._end)
+            _write_at(file.fileno(), self._tail, self._end)
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

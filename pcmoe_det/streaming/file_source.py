@@ -68,6 +68,7 @@ class FileSource:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._path = Path(path)
+        self._source_id = printable_path(self._path)
         self._clock = clock
         self._faults = FaultCounter()
         self._interrupted = False
@@ -93,7 +94,7 @@ class FileSource:
 
     @property
     def source_id(self) -> str:
-        return printable_path(self._path)
+        return self._source_id
 
     @property
     def frame_rate(self) -> Fraction | None:
@@ -131,7 +132,7 @@ class FileSource:
                     self._faults.add("corrupt")
                 yield Frame(
                     image=to_upright_bgr(picture),
-                    source_id=self.source_id,
+                    source_id=self._source_id,
                     frame_index=decoded_count + self._packets.lost,
                     pts_seconds=None if picture.pts is None else float(picture.pts * picture.time_base),
                     captured_at_seconds=self._clock(),

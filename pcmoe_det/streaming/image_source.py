@@ -47,6 +47,7 @@ class ImageSource:
 
     def __init__(self, location: str | Path, *, clock: Callable[[], float] = monotonic) -> None:
         self._location = str(location)
+        self._source_id = printable_path(location)
         self._clock = clock
         self._faults = FaultCounter()
         self._interrupted = False
@@ -65,7 +66,7 @@ class ImageSource:
 
     @property
     def source_id(self) -> str:
-        return printable_path(self._location)
+        return self._source_id
 
     @property
     def frame_count(self) -> int | None:
@@ -109,7 +110,7 @@ class ImageSource:
                 continue
             yield Frame(
                 image=image,
-                source_id=self.source_id,
+                source_id=self._source_id,
                 frame_index=index,
                 pts_seconds=None,
                 captured_at_seconds=self._clock(),
